@@ -1,0 +1,45 @@
+"""Checks of settings: each returns the value or raises a ValueError, one sentence with key, value and range."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+def whole(key: str, value: Any, *, at_least: int) -> int:
+    """A whole number; 1e6 is one."""
+    if _is_number(value) and value == math.floor(value) and value >= at_least:
+        return int(value)
+    raise ValueError(f"{key}={value}: must be a whole number of at least {at_least}")
+
+
+def number(key: str, value: Any, *, above: float | None = None, at_least: float = -math.inf) -> float:
+    """A finite number."""
+    if _is_number(value) and value >= at_least and (above is None or value > above):
+        return float(value)
+    allowed = f"above {above:g}" if above is not None else f"of at least {at_least:g}"
+    raise ValueError(f"{key}={value}: must be a finite number {allowed}")
+
+
+def share(key: str, value: Any) -> float:
+    """A number from 0 to 1."""
+    if _is_number(value) and 0 <= value <= 1:
+        return float(value)
+    raise ValueError(f"{key}={value}: must be a number from 0 to 1")
+
+
+def choice(key: str, value: Any, options: Sequence[str]) -> str:
+    """One of some names."""
+    if isinstance(value, str) and value in options:
+        return value
+    raise ValueError(f"{key}={value}: must be {' or '.join(options)}")
+
+
+def flag(key: str, value: Any) -> bool:
+    """A truth value."""
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"{key}={value}: must be true or false")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

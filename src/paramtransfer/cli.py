@@ -1,0 +1,145 @@
+"""The command line: Hydra composes a configuration, a job is made of it and run, a sweep is closed with a table."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from paramtransfer.stage import Stage
+
+_FOLDER = Path("mlruns")
+_CONF = Path(__file__).parents[2] / "conf"
+_SWEEP = "PARAMTRANSFER_SWEEP"  # in a job's environment: the id of the sweep that it belongs to
+
+
+class Refusal(CompactHydraException):
+    """Ends a job with its message alone, without a traceback."""
+
+
+def main() -> None:
+    """Run the job or the sweep that the command line describes."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    finally:
+        if SweepCallback.running is not None:
+            _close_sweep(SweepCallback.running)
+
+
+@hydra.main(version_base="1.3", config_path=str(_CONF), config_name="config")
+def _run(config: DictConfig) -> None:
+    from paramtransfer.config import ConfigError
+    from paramtransfer.tracking.store import StoreError
+
+    # Python's own reaction to SIGTERM would leave runs RUNNING.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    try:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            _run_in_sweep(config, os.environ[_SWEEP])
+        else:
+            _run_alone(config)
+    except (ConfigError, StoreError) as error:
+        raise Refusal(str(error)) from None
+
+
+def _run_alone(config: DictConfig) -> None:
+    from paramtransfer.config import make_job
+    from paramtransfer.experiment import plan, run
+    from paramtransfer.figures.job import print_job, print_plan
+    from paramtransfer.tracking.store import open_store
+
+    job = make_job(config)
+    if job.plan_only:
+        print_plan(plan(job))
+        return
+    started = time.monotonic()
+    results = run(job, open_store(_FOLDER), tags={})
+    print_job(job, results, seconds=time.monotonic() - started)
+
+
+def _run_in_sweep(config: DictConfig, sweep_id: str) -> None:
+    from paramtransfer.config import make_job
+    from paramtransfer.experiment import run
+    from paramtransfer.figures.job import print_job_line
+    from paramtransfer.tracking.store import open_store
+    from paramtransfer.tracking.sweep import JobRecord, record_job, tags_of
+
+    num = int(HydraConfig.get().job.num)
+    overrides = _overrides(config, list(HydraConfig.get().overrides.task))
+    store = open_store(_FOLDER)
+    try:
+        results = run(make_job(config), store, tags=tags_of(sweep_id, num))
+    except BaseException as error:
+        reason = str(error) or type(error).__name__
+        record_job(store, sweep_id, JobRecord(num=num, overrides=overrides, error=reason.splitlines()[0]))
+        raise
+    runs: dict[Stage, str] = {stage: result.run_id for stage, result in results.items()}
+    record_job(store, sweep_id, JobRecord(num=num, overrides=overrides, runs=runs))
+    print_job_line(num, overrides, results)
+
+
+def _overrides(config: DictConfig, overrides: list[str]) -> dict[str, Any]:
+    """The keys and groups set on the command line or by the sweep, with the values that they came to."""
+    values = {}
+    for override in overrides:
+        key, _, text = override.lstrip("+~").partition("=")
+        value = OmegaConf.select(config, key)
+        values[key] = text if value is None or OmegaConf.is_config(value) else value
+    return values
+
+
+class SweepCallback(Callback):
+    """Opens the run of a sweep in the process that starts it, and tells each job, wherever it runs, which one it is."""
+
+    running: str | None = None
+
+    def __init__(self) -> None:
+        self.sweep_id = ""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from paramtransfer.tracking.store import StoreError, open_store
+        from paramtransfer.tracking.sweep import start_sweep
+
+        name = " ".join(["sweep", *config.hydra.overrides.task])
+        try:
+            store = open_store(_FOLDER)
+        except StoreError as error:  # raised here, it would be no more than a warning to Hydra
+            sys.exit(str(error))
+        self.sweep_id = start_sweep(store, name=name, config=OmegaConf.to_yaml(_without_hydra(config)))
+        SweepCallback.running = self.sweep_id
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        os.environ[_SWEEP] = self.sweep_id
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def _close_sweep(sweep_id: str) -> None:
+    """Table and figure from the store alone, then the end of the sweep's run."""
+    from hydra.utils import instantiate
+
+    from paramtransfer.figures.sweep import report_sweep
+    from paramtransfer.tracking.store import open_store
+    from paramtransfer.tracking.sweep import finish_sweep, read_config, read_jobs
+
+    SweepCallback.running = None
+    store = open_store(_FOLDER)
+    with store.closing([sweep_id]):
+        records = read_jobs(store, sweep_id)
+        config = OmegaConf.create(read_config(store, sweep_id))
+        files = report_sweep(store, records, instantiate(config.figure, _convert_="all"))
+        finish_sweep(store, sweep_id, records, files)
+    print(f"sweep {sweep_id}: table and figure are in its run. Compare the runs in the browser: make ui")

@@ -1,0 +1,145 @@
+"""From a composed configuration to a job: root keys, groups to objects, and what each stage depends on."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from paramtransfer.checks import choice, flag, whole
+from paramtransfer.stage import Stage
+
+if TYPE_CHECKING:
+    from paramtransfer.experiment import Job, StageSettings
+
+# Groups that a stage's result depends on. The trainer's part is the device and precision.
+_GROUPS = ("dataset", "task", "model", "transfer", "optim", "solver")
+
+
+class ConfigError(ValueError):
+    """A setting that is out of range: one sentence that names the key, the value and what is allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """The root keys.
+
+    Raises:
+        ValueError: a key that is out of range.
+    """
+
+    seed: int
+    """What all draws derive from."""
+    replicates: int
+    """Independent repetitions inside one job."""
+    scale: str
+    """Size of the experiments' grids: small or full."""
+    reuse: bool
+    """Whether finished runs with the same fingerprint are used instead of training again."""
+    plan_only: bool
+    """Whether to print what would be inherited, and train nothing."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole("seed", self.seed, at_least=0))
+        object.__setattr__(self, "replicates", whole("replicates", self.replicates, at_least=1))
+        choice("scale", self.scale, ("small", "full"))
+        flag("reuse", self.reuse)
+        flag("plan_only", self.plan_only)
+
+
+def make_job(config: DictConfig) -> "Job":
+    """Build every object of a job; nothing is drawn, trained or tracked yet.
+
+    Raises:
+        ConfigError: a setting that is out of range.
+    """
+    from hydra.errors import InstantiationException
+
+    try:
+        return _make_job(config)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise ConfigError(str(error.__cause__)) from None
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _make_job(config: DictConfig) -> "Job":
+    from hydra.utils import instantiate
+
+    from paramtransfer.experiment import Job
+
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    root = Root(**{key: values[key] for key in Root.__dataclass_fields__})
+    training = values["task"].pop("training")
+    transfer = instantiate(values["transfer"], _convert_="all")
+    dataset = instantiate(values["dataset"], _convert_="all")
+    model = instantiate(values["model"], _convert_="all")
+    optim = instantiate(values["optim"], _convert_="all")
+    tasks = instantiate(values["task"], dataset=dataset, model=model, optim=optim, _convert_="all")
+    trainer = instantiate(values["trainer"], _convert_="all")
+
+    stages: list[Stage] = ["baseline", "downstream"]
+    if transfer.needs_upstream:
+        stages.insert(0, "upstream")
+    unused = {"dataset": getattr(dataset, "unused", {}), "task": getattr(tasks, "unused", {})}
+    return Job(
+        tasks=tasks,
+        model=model,
+        transfer=transfer,
+        training=instantiate(training, optim=optim, solver=instantiate(values["solver"])),
+        trainer=trainer,
+        stages={stage: _settings(values, stage, stages, unused, trainer.device) for stage in stages},
+        seed=root.seed,
+        replicates=root.replicates,
+        reuse=root.reuse,
+        plan_only=root.plan_only,
+        config=OmegaConf.to_yaml(config, resolve=True),
+    )
+
+
+def _settings(
+    values: Mapping[str, Any],
+    stage: Stage,
+    stages: list[Stage],
+    unused: Mapping[str, Mapping[str, tuple[str, ...]]],
+    device: str,
+) -> "StageSettings":
+    """What a stage depends on: all groups, less what its classes say it does not use."""
+    from paramtransfer.experiment import StageSettings
+    from paramtransfer.tracking.fingerprint import fingerprint
+
+    groups = {group: values[group] for group in _GROUPS}
+    alone = stage if "upstream" in stages else "baseline"  # without an upstream, task 1 is nobody's
+    for group, by_stage in unused.items():
+        groups[group] = {key: value for key, value in groups[group].items() if key not in by_stage.get(alone, ())}
+    params = {"seed": values["seed"], "replicates": values["replicates"]}
+    if stage != "downstream":
+        del groups["transfer"]
+    elif "alpha" in values["transfer"]:
+        params["alpha"] = values["alpha"]
+    params |= dict(_flatten(groups)) | {"trainer.precision": values["trainer"]["precision"]}
+    own_sources = {_source(target) for key, target in params.items() if key.endswith("_target_") and _is_own(target)}
+    return StageSettings(fingerprint=fingerprint(params, device=device, own_sources=own_sources), params=params)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _is_own(target: str) -> bool:
+    """Whether a class is the user's, not this package's."""
+    return not target.startswith("paramtransfer.")
+
+
+def _source(target: str) -> Path:
+    from hydra.utils import get_object
+
+    return Path(inspect.getsourcefile(get_object(target)) or "")

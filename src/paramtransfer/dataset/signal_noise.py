@@ -1,0 +1,235 @@
+"""The data of Definitions 3.1 and 3.2: one patch carries the signal y (u + v_k), the other Gaussian noise.
+
+Shape letters: R replicates, N samples, P patches (2), V vectors of a stage, F filters (both signs, +1 first),
+D coordinates, S signals of a task (u and v_k).
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paramtransfer.checks import choice, number, whole
+from paramtransfer.dataset.coordinates import NUM_SIGNALS, Ambient, Coordinates, Reduced
+from paramtransfer.randomness import stream
+from paramtransfer.stage import Side
+
+_OWN_SIGNAL: dict[Side, int] = {"upstream": 1, "downstream": 2}  # u is 0
+TEST_CHUNK = 2**14  # test points scored at once: bounds memory, never changes a draw
+
+
+class Samples(NamedTuple):
+    """Labelled samples of one task, the two patches kept apart."""
+
+    labels_RN: Tensor
+    signal_RD: Tensor  # s_k = u + v_k
+    noise_RND: Tensor
+    signal_first_RN: Tensor  # which of the two patches carries the signal
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        return type(self)(*(tensor.to(*args, **kwargs) for tensor in self))
+
+    def patches(self) -> Tensor:
+        """The samples x as a network receives them: (R, N, P, D)."""
+        signal_RND = self.labels_RN[..., None] * self.signal_RD[:, None]
+        first_RN1 = self.signal_first_RN[..., None].bool()
+        patches = (
+            torch.where(first_RN1, signal_RND, self.noise_RND),
+            torch.where(first_RN1, self.noise_RND, signal_RND),
+        )
+        return torch.stack(patches, dim=2)
+
+    def preactivations(self, filters_RFD: Tensor) -> tuple[Tensor, Tensor]:
+        """<w, x> on the signal and on the noise patch: (R, N, F) each."""
+        return _on_signal(self.labels_RN, self.signal_RD, filters_RFD), self.noise_RND @ filters_RFD.mT
+
+
+class FreshSamples(NamedTuple):
+    """Fresh samples of one task, drawn through the only thing that a network sees of them: its pre-activations.
+
+    On the noise patch these are Gaussian with covariance sigma^2 W' W'^T, W' being the filters off the task's signals.
+    """
+
+    labels_RN: Tensor
+    signal_RD: Tensor
+    normals_RNF: Tensor
+    directions_RSD: Tensor  # unit vectors of the task's signals; zero where the signal is absent
+    sigma: Tensor
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        return type(self)(*(tensor.to(*args, **kwargs) for tensor in self))
+
+    def preactivations(self, filters_RFD: Tensor) -> tuple[Tensor, Tensor]:
+        """<w, x> on the signal and on the noise patch: (R, N, F) each."""
+        noise_RNF = self.normals_RNF @ _root(_off(filters_RFD, self.directions_RSD)).mT
+        return _on_signal(self.labels_RN, self.signal_RD, filters_RFD), self.sigma * noise_RNF
+
+
+class Draw(NamedTuple):
+    """All that a stage draws before it trains, one entry per replicate."""
+
+    samples: Samples
+    initial_RFD: Tensor  # standard normal filters; the model scales them by its init_std
+    directions_RSD: Tensor
+
+
+class SignalNoise:
+    """Signals u, v_1, v_2 and Gaussian noise.
+
+    A subclass with a `standard_noise` of its own changes the noise's law, in ambient coordinates.
+
+    Args:
+        dim: d, at least 4.
+        u_norm: norm of the universal signal u.
+        v1_norm: norm of task 1's own signal; None derives it from `signal_norm`.
+        v2_norm: norm of task 2's own signal; None derives it from `signal_norm`.
+        signal_norm: ||u + v_k||, from which the norms left out are derived.
+        noise_scale: whether a task's `noise` is the variance or the standard deviation of each noise coordinate.
+        coordinates: `reduced` draws only what training and testing can see, at a cost that does not grow with d;
+            `ambient` draws all d coordinates.
+
+    Raises:
+        ValueError: an argument that is out of range, named by its configuration key.
+    """
+
+    unused: ClassVar = {"upstream": ("v2_norm",), "baseline": ("v1_norm",)}
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        u_norm: float,
+        v1_norm: float | None = None,
+        v2_norm: float | None = None,
+        signal_norm: float = 3.0,
+        noise_scale: str = "variance",
+        coordinates: str = "reduced",
+    ) -> None:
+        self.dim = whole("dataset.dim", dim, at_least=NUM_SIGNALS + 1)
+        for key, norm in {"u_norm": u_norm, "v1_norm": v1_norm, "v2_norm": v2_norm, "signal_norm": signal_norm}.items():
+            if norm is not None:
+                number(f"dataset.{key}", norm, at_least=0)
+        if None in (v1_norm, v2_norm) and u_norm > signal_norm:
+            raise ValueError(
+                f"dataset.u_norm={u_norm}: must be at most dataset.signal_norm={signal_norm}, from which v1_norm and "
+                "v2_norm are derived where they are null"
+            )
+        self.noise_scale = choice("dataset.noise_scale", noise_scale, ("variance", "std"))
+        self.coordinates = choice("dataset.coordinates", coordinates, ("ambient", "reduced"))
+        self._gaussian = type(self).standard_noise is SignalNoise.standard_noise
+        if coordinates == "reduced" and not self._gaussian:
+            raise ValueError(
+                f"dataset.coordinates=reduced: must be ambient for {type(self).__name__}, whose noise has a law of "
+                "its own: reduced coordinates exist for Gaussian noise only"
+            )
+        derived = max(signal_norm**2 - u_norm**2, 0.0) ** 0.5
+        self.u_norm = u_norm
+        self.v_norm: dict[Side, float] = {
+            "upstream": derived if v1_norm is None else v1_norm,
+            "downstream": derived if v2_norm is None else v2_norm,
+        }
+
+    def sigma(self, noise: float) -> float:
+        """The standard deviation of one noise coordinate under the chosen reading of sigma_p."""
+        return noise if self.noise_scale == "std" else noise**0.5
+
+    def standard_noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+        """Noise in ambient coordinates before projection and scaling: (..., D)."""
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    def coordinates_of(self, *, num_samples: int, num_filters: int) -> Coordinates:
+        """The coordinates of a stage with that many samples, and filters of both signs."""
+        num_vectors = num_samples + num_filters
+        if self.coordinates == "ambient":
+            return Ambient(dim=self.dim, num_vectors=num_vectors)
+        return Reduced(dim=self.dim, num_vectors=num_vectors, num_filters=num_filters)
+
+    def draw(
+        self, side: Side, coordinates: Coordinates, *, num_samples: int, noise: float, seed: int, replicates: int
+    ) -> Draw:
+        """Training samples and standard normal filters of one side."""
+        return _stack(
+            [
+                self._draw_one(side, coordinates, num_samples=num_samples, noise=noise, seed=seed, replicate=r)
+                for r in range(replicates)
+            ]
+        )
+
+    def _draw_one(
+        self, side: Side, coordinates: Coordinates, *, num_samples: int, noise: float, seed: int, replicate: int
+    ) -> Draw:
+        frame_SD = coordinates.frame(stream("signals", seed=seed, replicate=replicate))[[0, _OWN_SIGNAL[side]]]
+        norms_S = torch.tensor([self.u_norm, self.v_norm[side]])
+        directions_SD = frame_SD * (norms_S > 0)[:, None]
+
+        rng = stream(f"{side} vectors", seed=seed, replicate=replicate)
+        vectors_VD = coordinates.vectors(rng)
+        noise_ND, initial_FD = vectors_VD[:num_samples], vectors_VD[num_samples:]
+        if not self._gaussian:
+            noise_ND = torch.from_numpy(self.standard_noise((num_samples, coordinates.dim), rng)).float()
+
+        rng = stream(f"{side} labels", seed=seed, replicate=replicate)
+        samples = Samples(
+            labels_RN=_signs(rng, num_samples),
+            signal_RD=norms_S @ frame_SD,
+            noise_RND=self.sigma(noise) * _off(noise_ND, directions_SD),
+            signal_first_RN=torch.from_numpy(rng.random(num_samples) < 0.5),
+        )
+        return Draw(samples, initial_FD, directions_SD)
+
+    def test_points(
+        self, side: Side, draw: Draw, *, num_test: int, noise: float, seed: int
+    ) -> Iterator[FreshSamples | Samples]:
+        """Fresh samples of the same task, in chunks; the same for every model and solver."""
+        replicates, num_filters, dim = draw.initial_RFD.shape
+        rngs = [stream(f"{side} test", seed=seed, replicate=r) for r in range(replicates)]
+        label_rngs = [stream(f"{side} test labels", seed=seed, replicate=r) for r in range(replicates)]
+        sigma = torch.tensor(self.sigma(noise))
+        for start in range(0, num_test, TEST_CHUNK):
+            num_points = min(TEST_CHUNK, num_test - start)
+            labels_RN = torch.stack([_signs(rng, num_points) for rng in label_rngs])
+            if self._gaussian:
+                normals = [rng.standard_normal((num_points, num_filters), dtype=np.float32) for rng in rngs]
+                normals_RNF = torch.from_numpy(np.stack(normals))
+                yield FreshSamples(labels_RN, draw.samples.signal_RD, normals_RNF, draw.directions_RSD, sigma)
+            else:
+                drawn = [self.standard_noise((num_points, dim), rng) for rng in rngs]
+                noise_RND = sigma * _off(torch.from_numpy(np.stack(drawn)).float(), draw.directions_RSD)
+                yield Samples(labels_RN, draw.samples.signal_RD, noise_RND, torch.ones_like(labels_RN))
+
+
+def _signs(rng: np.random.Generator, num: int) -> Tensor:
+    """Uniform labels in {-1, +1}: (num,)."""
+    return torch.from_numpy(2.0 * rng.integers(0, 2, num) - 1).float()
+
+
+def _on_signal(labels_RN: Tensor, signal_RD: Tensor, filters_RFD: Tensor) -> Tensor:
+    return labels_RN[..., None] * (filters_RFD @ signal_RD[..., None]).mT
+
+
+def _off(vectors: Tensor, directions: Tensor) -> Tensor:
+    """Vectors (..., V, D) less their components along orthogonal unit (or zero) vectors (..., S, D)."""
+    return vectors - (vectors @ directions.mT) @ directions
+
+
+def _root(filters_RFD: Tensor) -> Tensor:
+    """Lower triangular A (R, F, F) with A A^T = W W^T, the same for every isometric picture of the filters W.
+
+    A breath of white noise, 1e-6 of the filters' size, keeps it defined where they are linearly dependent.
+    """
+    gram_RFF = filters_RFD.double() @ filters_RFD.double().mT
+    breath = 1e-12 * gram_RFF.diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-300
+    gram_RFF.diagonal(dim1=-2, dim2=-1).add_(breath[..., None])
+    root: Tensor = torch.linalg.cholesky(gram_RFF)
+    return root.to(filters_RFD.dtype)
+
+
+def _stack(draws: list[Draw]) -> Draw:
+    samples = Samples(*(torch.stack(tensors) for tensors in zip(*(draw.samples for draw in draws), strict=True)))
+    return Draw(
+        samples,
+        torch.stack([draw.initial_RFD for draw in draws]),
+        torch.stack([draw.directions_RSD for draw in draws]),
+    )

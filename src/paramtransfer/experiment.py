@@ -1,0 +1,155 @@
+"""A job: one upstream, one baseline, one downstream training, each found in the store or trained and kept there."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from paramtransfer.stage import SIDES, Side, Stage
+from paramtransfer.statistics import accuracy, paired_gain
+from paramtransfer.tracking.store import Store, as_json
+from paramtransfer.training.trainer import StageTrainer
+from paramtransfer.transfer.apply import Report
+from paramtransfer.transfer.callback import ParameterTransfer
+from paramtransfer.transfer.rules import TransferRule
+
+
+class Tasks(Protocol):
+    """What a job needs of its pair of tasks."""
+
+    label: str
+    """The setting in a few words, for the names of runs."""
+
+    def data(self, side: Side, *, seed: int, replicates: int) -> Any:
+        """The LightningDataModule of one side; `carry(state)` takes an upstream's state to it."""
+
+    def theory(self, stage: Stage, alpha: float) -> dict[str, float]:
+        """The theory's values for one stage, as metrics."""
+
+    def verdict(self, alpha: float) -> str:
+        """What the theory predicts for the job, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """The settings that a stage's result depends on."""
+
+    fingerprint: str
+    params: Mapping[str, Any]
+    """Configuration keys, flattened."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One experiment, as objects."""
+
+    tasks: Tasks
+    model: Any
+    transfer: TransferRule
+    training: Callable[..., LightningModule]
+    trainer: StageTrainer
+    stages: Mapping[Stage, StageSettings]
+    seed: int
+    replicates: int
+    reuse: bool
+    plan_only: bool
+    config: str
+    """The resolved configuration, as YAML."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """How a stage ended."""
+
+    run_id: str
+    metrics: Mapping[str, float]
+    state: Mapping[str, Tensor]
+    hits_RN: Tensor
+    reused: bool
+
+
+def run(job: Job, store: Store, *, tags: Mapping[str, str]) -> dict[Stage, StageResult]:
+    """Find or train every stage of a job.
+
+    Args:
+        job: the experiment.
+        store: where runs are found and kept.
+        tags: set on every run that the job uses.
+    """
+    results: dict[Stage, StageResult] = {}
+    run_ids: dict[Stage, str] = {}
+    for stage, settings in job.stages.items():
+        found = store.find(settings.fingerprint) if job.reuse else None
+        if found is not None:
+            run, saved = found
+            hits_RN = torch.from_numpy(np.unpackbits(saved["hits"].numpy(), axis=1, count=saved["num_test"])).bool()
+            run_ids[stage] = run.info.run_id
+            results[stage] = StageResult(
+                run_id=run.info.run_id, metrics=run.data.metrics, state=saved["state"], hits_RN=hits_RN, reused=True
+            )
+            store.tag(run.info.run_id, tags)
+    created: list[str] = []
+    with store.closing(created):
+        for stage, settings in job.stages.items():
+            if stage not in results:
+                others = {f"{other}_run_id": run_ids[other] for other in run_ids if stage == "downstream"}
+                run_ids[stage] = store.create(
+                    name=_name(job, stage),
+                    tags={"stage": stage, "fingerprint": settings.fingerprint, **others, **tags},
+                    params=settings.params,
+                    files={"config.yaml": job.config},
+                )
+                created.append(run_ids[stage])
+        for stage in job.stages:
+            if stage not in results:
+                results[stage] = _train(job, stage, store, run_ids[stage], results)
+    return results
+
+
+def plan(job: Job) -> Report:
+    """What the downstream would inherit, tensor by tensor, without any training."""
+    data = job.tasks.data("downstream", seed=job.seed, replicates=1)
+    model = job.model.build(data)
+    fresh = model.state_dict()
+    return job.transfer(fresh, fresh, model.filter_dims)[1]
+
+
+def _name(job: Job, stage: Stage) -> str:
+    alpha = f" α={job.transfer.alpha:g}" if stage == "downstream" else ""
+    return f"{stage}{alpha} {job.tasks.label} seed={job.seed}"
+
+
+def _train(job: Job, stage: Stage, store: Store, run_id: str, results: Mapping[Stage, StageResult]) -> StageResult:
+    """Train and test one stage in a Lightning training of its own."""
+    data = job.tasks.data(SIDES[stage], seed=job.seed, replicates=job.replicates)
+    model: nn.Module = job.model.build(data)
+    module: Any = job.training(model=model)
+    inheritance = None
+    if stage == "downstream":
+        upstream = data.carry(results["upstream"].state) if "upstream" in results else {}
+        inheritance = ParameterTransfer(job.transfer, upstream)
+    trainer = job.trainer(stage, logger=store.logger(run_id), callbacks=[inheritance] if inheritance else [])
+    trainer.fit(module, data)
+    trainer.test(module, data, verbose=False)
+
+    hits_RN: Tensor = module.hits
+    test = accuracy(hits_RN)
+    metrics = {"test/acc": test.mean, "test/acc_sem": test.sem, **module.metrics}
+    metrics |= job.tasks.theory(stage, job.transfer.alpha)
+    files = {}
+    if inheritance is not None:
+        baseline = results["baseline"]
+        gain = paired_gain(hits_RN, baseline.hits_RN)
+        metrics |= {"test/gain": gain.mean, "test/gain_sem": gain.sem}
+        metrics["test/acc_without_transfer"] = baseline.metrics["test/acc"]
+        metrics["test/acc_without_transfer_sem"] = baseline.metrics["test/acc_sem"]
+        files["transfer.json"] = as_json(inheritance.report.as_dict())
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    packed = torch.from_numpy(np.packbits(hits_RN.numpy(), axis=1))
+    result = {"state": state, "hits": packed, "num_test": hits_RN.shape[1]}
+    store.finish(run_id, metrics=metrics, result=result, files=files)
+    return StageResult(run_id=run_id, metrics=metrics, state=state, hits_RN=hits_RN, reused=False)

@@ -1,0 +1,55 @@
+"""What a job prints when it ends."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from paramtransfer.experiment import Job, StageResult
+from paramtransfer.stage import Stage
+from paramtransfer.transfer.apply import Report
+
+_ROWS: tuple[tuple[str, Stage, str, str], ...] = (
+    ("without transfer", "baseline", "test/acc", ".4f"),
+    ("with transfer", "downstream", "test/acc", ".4f"),
+    ("gain (paired)", "downstream", "test/gain", "+.4f"),
+)
+
+
+def print_job(job: Job, results: Mapping[Stage, StageResult], *, seconds: float) -> None:
+    """Test accuracy with and without transfer and the gain, what the theory says of it, and how to go on."""
+    replicates, num_test = results["downstream"].hits_RN.shape
+    table = Table("", "test accuracy", "± s.e.", "training")
+    for name, stage, key, form in _ROWS:
+        metrics = results[stage].metrics
+        training = "" if key == "test/gain" else _training(results[stage])
+        table.add_row(name, format(metrics[key], form), f"{metrics[f'{key}_sem']:.4f}", training)
+    console = Console()
+    console.print(table)
+    console.print(f"n = {replicates} × {num_test} (replicates × test samples)")
+    console.print(f"{job.tasks.verdict(job.transfer.alpha)}", highlight=False)
+    console.print(f"Done in {seconds:.1f} s. Compare the runs in the browser: make ui", highlight=False)
+
+
+def print_job_line(num: int, overrides: Mapping[str, Any], results: Mapping[Stage, StageResult]) -> None:
+    """The same for one job of a sweep, in one line."""
+    setting = " ".join(f"{key}={value}" for key, value in overrides.items())
+    estimates = [
+        f"{name} {format(results[stage].metrics[key], form)} ± {results[stage].metrics[f'{key}_sem']:.4f}"
+        for name, stage, key, form in _ROWS
+    ]
+    print(f"#{num} {setting}: {', '.join(estimates)}", flush=True)
+
+
+def print_plan(report: Report) -> None:
+    """What every tensor of the downstream model would inherit."""
+    table = Table("tensor", "from", "filters inherited", "parameters inherited", "why not", title=report.summary)
+    for row in report.rows:
+        filters, elements = f"{row.filters} of {row.of_filters}", f"{row.elements} of {row.of_elements}"
+        table.add_row(row.target, row.source or "fresh", filters, elements, row.reason)
+    Console().print(table)
+
+
+def _training(result: StageResult) -> str:
+    return "reused" if result.reused else f"{result.metrics['time/train']:.1f} s"

@@ -1,0 +1,78 @@
+"""How figures look: print size, labels with symbols, colours that colour-blind readers tell apart."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+_LABELS = {
+    "alpha": r"inherited share $\alpha$",
+    "dataset.dim": r"dimension $d$",
+    "dataset.u_norm": r"universal signal $\|u\|$",
+    "dataset.signal_norm": r"signal $\|u + v_k\|$",
+    "dataset.v1_norm": r"task 1's own signal $\|v_1\|$",
+    "dataset.v2_norm": r"task 2's own signal $\|v_2\|$",
+    "model.filters": r"filters per sign $m$",
+    "model.init_std": r"initialization $\sigma_0$",
+    "optim.lr": r"step size $\eta$",
+    "task.upstream.num_samples": r"source samples $N_1$",
+    "task.downstream.num_samples": r"target samples $N_2$",
+    "task.upstream.noise": r"source noise $\sigma_{p,1}$",
+    "task.downstream.noise": r"target noise $\sigma_{p,2}$",
+    "task.upstream.steps": r"source steps $T_1$",
+    "task.downstream.steps": r"target steps $T_2$",
+}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, 2008
+BASELINE = "#555555"
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "errorbar.capsize": 2,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+}
+
+
+def label(key: str) -> str:
+    """A key as an axis label: in words with its symbol where it has one."""
+    return _LABELS.get(key, key)
+
+
+def symbol(key: str) -> str:
+    """A key as it stands in a legend: its symbol where it has one."""
+    return _LABELS.get(key, key).split()[-1]
+
+
+def panels(num: int) -> tuple[Figure, Sequence[Any]]:
+    """A figure with that many panels side by side."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.2 * num, 3.2))
+        axes = figure.subplots(1, num, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def files(name: str, figure: Figure) -> dict[str, bytes]:
+    """The figure as PNG and PDF, by file name."""
+    contents = {}
+    with matplotlib.rc_context(_STYLE):
+        for suffix in ("png", "pdf"):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix)
+            contents[f"{name}.{suffix}"] = buffer.getvalue()
+    return contents
+
+
+def is_log(values: Sequence[float]) -> bool:
+    """Whether values spread so far that an axis shows them better by their logarithms."""
+    positive = np.asarray(values, dtype=float)
+    return bool(positive.min() > 0 and positive.max() / positive.min() >= 30)

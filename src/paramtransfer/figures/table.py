@@ -1,0 +1,68 @@
+"""From the runs of a sweep to a table: one row per setting, seeds averaged."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from paramtransfer.tracking.store import Store
+from paramtransfer.tracking.sweep import JobRecord
+
+SEED = "seed"
+_ESTIMATES = ("test/acc", "test/acc_without_transfer", "test/gain")
+
+
+def swept_keys(records: Sequence[JobRecord]) -> list[str]:
+    """The keys that take more than one value over the jobs, in the order of the command."""
+    keys = dict.fromkeys(key for record in records for key in record.overrides)
+    return [key for key in keys if len({str(record.overrides.get(key)) for record in records}) > 1]
+
+
+def job_rows(store: Store, records: Sequence[JobRecord]) -> pd.DataFrame:
+    """One row per finished job: what was swept, its downstream's metrics, and n."""
+    keys = swept_keys(records)
+    rows = []
+    for record in records:
+        if record.error is None:
+            run = store.client.get_run(record.runs["downstream"])
+            swept = {key: record.overrides.get(key) for key in keys}
+            rows.append({**swept, **run.data.metrics, "n": int(run.data.params["replicates"])})
+    return pd.DataFrame(rows)
+
+
+def average_seeds(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """One row per setting of the other swept keys, in the order of the jobs.
+
+    Seeds are independent: a mean over them has the root of their summed squared errors over their number as its
+    standard error, or their spread's where each has one replicate.
+    """
+    by = [key for key in keys if key != SEED]
+    if SEED not in keys or rows.empty:
+        return rows
+    groups = rows.groupby(by, sort=False, dropna=False) if by else [((), rows)]
+    averaged = []
+    for _, group in groups:
+        row = group.drop(columns=SEED).iloc[0].copy()
+        row.update(group.drop(columns=[SEED, *by]).mean(numeric_only=True))
+        for name in _ESTIMATES:
+            if (group["n"] == 1).all() and len(group) > 1:
+                row[f"{name}_sem"] = group[name].std() / len(group) ** 0.5
+            else:
+                row[f"{name}_sem"] = np.sqrt((group[f"{name}_sem"] ** 2).sum()) / len(group)
+        row["n"] = int(group["n"].sum())
+        averaged.append(row)
+    return pd.DataFrame(averaged).reset_index(drop=True)
+
+
+def printed(table: pd.DataFrame, keys: Sequence[str], failed: Sequence[JobRecord]) -> Table:
+    """The table for a terminal."""
+    by = [key for key in keys if key != SEED]
+    shown = Table(*by, "without transfer", "with transfer", "gain", "n", title="Test accuracy ± s.e.")
+    for _, row in table.iterrows():
+        estimates = [f"{row[name]:.4f} ± {row[f'{name}_sem']:.4f}" for name in (_ESTIMATES[1], _ESTIMATES[0])]
+        gain = f"{row['test/gain']:+.4f} ± {row['test/gain_sem']:.4f}"
+        shown.add_row(*(str(row[key]) for key in by), *estimates, gain, str(int(row["n"])))
+    for record in failed:
+        shown.add_row(*(str(record.overrides.get(key)) for key in by), "failed", str(record.error), "", "")
+    return shown

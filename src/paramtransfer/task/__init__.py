@@ -1,0 +1,1 @@
+"""What task 1 (upstream) and task 2 (downstream) are, as LightningDataModules."""

@@ -1,0 +1,263 @@
+"""The bounds and conditions of "Towards Understanding Feature Learning in Parameter Transfer" (arXiv 2509.22056).
+
+Every function is pure and vectorised: the fields of a `Setting` may be arrays that broadcast, and so are the results
+then. The paper leaves its constants open; all of them are taken as 1 here, so a threshold says "of this order".
+
+A ratio x / 0 is infinite and 0 / 0 counts as 0: a vanishing numerator stands for no signal, nothing inherited or no
+step taken, and no lack of noise makes up for that.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import wrightomega
+
+Values = float | NDArray[Any]
+Flags = np.bool_ | NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Two tasks, a network and its training, as the theorems see them; each field is kept in double precision."""
+
+    dim: Values
+    """Dimension of a patch, d."""
+    u_norm: Values
+    """Norm of the universal signal, ‖u‖."""
+    v1_norm: Values
+    """Norm of the signal that only task 1 has, ‖v₁‖."""
+    v2_norm: Values
+    """Norm of the signal that only task 2 has, ‖v₂‖."""
+    sigma1: Values
+    """Standard deviation of one noise coordinate of task 1, σ₁."""
+    sigma2: Values
+    """Standard deviation of one noise coordinate of task 2, σ₂."""
+    num1: Values
+    """Training samples of task 1, N₁."""
+    num2: Values
+    """Training samples of task 2, N₂."""
+    alpha: Values
+    """Share of the filters that is inherited, α."""
+    filters: Values
+    """Filters for each sign, m."""
+    init_std: Values
+    """Standard deviation of a weight at initialization, σ₀."""
+    lr: Values
+    """Step size of gradient descent, η."""
+    steps1: Values
+    """Steps on task 1, T₁."""
+    steps2: Values
+    """Steps on task 2, T₂."""
+    delta: Values = 0.05
+    """Failure probability that the statements allow, δ; Theorem 4.2 holds with probability 1 − 2 δ."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # numpy's numbers give inf where Python's raise
+            object.__setattr__(self, field.name, np.asarray(getattr(self, field.name), dtype=np.float64)[()])
+
+    @property
+    def s1_sq(self) -> Values:
+        """Squared norm of task 1's whole signal, ‖s₁‖² = ‖u + v₁‖² with u ⟂ v₁."""
+        return self.u_norm**2 + self.v1_norm**2
+
+    @property
+    def s2_sq(self) -> Values:
+        """Squared norm of task 2's whole signal, ‖s₂‖² = ‖u + v₂‖² with u ⟂ v₂."""
+        return self.u_norm**2 + self.v2_norm**2
+
+
+def signal_to_threshold(s: Setting) -> Values:
+    """Theorem 4.2: A / (B d), what decides the test error with transfer.
+
+    A = α² N₁² ‖u‖⁴/σ₁⁴ + N₂² ‖s₂‖⁴/σ₂⁴ and B = α² σ₂² N₁/σ₁² + N₂. From 1 on the error is at most exp(−A/(B d)), see
+    `error_bound`; up to 1 it is at least 0.1.
+
+    Evaluated as the mean of N₁ ‖u‖⁴/(σ₁² σ₂² d) and `scratch_ratio`, weighted with α² N₁ σ₂² and N₂ σ₁², which is the
+    same number and has the right limit where a noise is 0 (where both are: the limit for σ₁ = σ₂).
+    """
+    inherited = _ratio(s.num1 * s.u_norm**4, s.sigma1**2 * s.sigma2**2 * s.dim)
+    weight = s.alpha**2 * s.num1 * s.sigma2**2
+    share = _ratio(weight, weight + s.num2 * s.sigma1**2)
+    return _product(share, inherited) + _product(1 - share, scratch_ratio(s))
+
+
+def scratch_ratio(s: Setting) -> Values:
+    """Theorem 4.3: N₂ ‖s₂‖⁴/(σ₂⁴ d), what decides the test error without transfer.
+
+    From 1 on the error is at most exp(−ratio), see `error_bound`; up to 1 it is at least 0.1.
+    """
+    return _ratio(s.num2 * s.s2_sq**2, s.sigma2**4 * s.dim)
+
+
+def error_bound(ratio: Values) -> Values:
+    """Theorems 4.2 and 4.3: exp(−ratio), the most the test error can be; 1, no bound, where the ratio is below 1.
+
+    `ratio` is `signal_to_threshold` with transfer, `scratch_ratio` without.
+    """
+    bound: Values = np.where(np.greater_equal(ratio, 1), np.exp(np.negative(ratio)), 1.0)[()]
+    return bound
+
+
+def gamma(s: Setting) -> Values:
+    """Proposition 4.4: Γ = α² N₁ ‖u‖⁴/(σ₁² σ₂² d), the universal signal that is inherited over the noise it meets.
+
+    Γ large and `scratch_ratio` below 1: transfer is near-optimal where training from scratch is not. Sufficient only.
+    """
+    return _ratio(s.alpha**2 * s.num1 * s.u_norm**4, s.sigma1**2 * s.sigma2**2 * s.dim)
+
+
+def negative_transfer(s: Setting) -> Flags:
+    """Proposition 4.4: whether ‖s₂‖²/‖u‖² ≥ α N₁ σ₂²/(N₂ σ₁²) ≥ 1, where transfer is predicted to harm.
+
+    Multiplied out, so that ‖u‖ = 0 is covered. Never where α N₁ σ₂² = 0: nothing is inherited, or task 2 has no noise.
+    """
+    inherited = s.alpha * s.num1 * s.sigma2**2
+    own = s.num2 * s.sigma1**2
+    weak_signal = np.greater_equal(s.s2_sq * own, inherited * s.u_norm**2)
+    harmful: Flags = weak_signal & np.greater_equal(inherited, own) & np.greater(inherited, 0)
+    return harmful
+
+
+def condition(s: Setting) -> dict[str, Values]:
+    """Condition 4.1, line by line, as ratios of which 1 or more means that the line holds.
+
+    With n = max(N₁, N₂) and the worse of the two tasks in each line:
+    `dim` d / max(n ‖s‖²/σ², n²), logarithms dropped; `filters` m / log(n/δ); `samples` n / log(m/δ);
+    `signal` ‖s‖² / (σ² log(n/δ)); `init_std` 1 / (σ₀ max(σ d/√n, √log(m/δ) ‖s‖));
+    `lr` 1 / (η max(σ² d^{3/2}/(n² m √log(m/δ)), σ² d/n, ‖s‖²/m)).
+    """
+    n = np.maximum(s.num1, s.num2)
+    log_n, log_m = np.log(n / s.delta), np.log(s.filters / s.delta)
+    signal_sq = np.maximum(s.s1_sq, s.s2_sq)
+    sigma = np.maximum(s.sigma1, s.sigma2)
+    snr1, snr2 = _ratio(s.s1_sq, s.sigma1**2), _ratio(s.s2_sq, s.sigma2**2)
+    max_init_std = _ratio(1, np.maximum(sigma * s.dim / np.sqrt(n), np.sqrt(log_m * signal_sq)))
+    lr_noise = sigma**2 * np.maximum(s.dim**1.5 / (n**2 * s.filters * np.sqrt(log_m)), s.dim / n)
+    max_lr = _ratio(1, np.maximum(lr_noise, signal_sq / s.filters))
+    return {
+        "dim": _ratio(s.dim, np.maximum(n * np.maximum(snr1, snr2), n**2)),
+        "filters": _ratio(s.filters, log_n),
+        "samples": _ratio(n, log_m),
+        "signal": _ratio(np.minimum(snr1, snr2), log_n),
+        "init_std": _ratio(max_init_std, s.init_std),
+        "lr": _ratio(max_lr, s.lr),
+    }
+
+
+def condition_holds(s: Setting) -> Flags:
+    """Condition 4.1: whether all of its lines hold, which the theorems presuppose."""
+    holds: Flags = np.minimum.reduce(np.broadcast_arrays(*condition(s).values())) >= 1
+    return holds
+
+
+def stopping_times(s: Setting, train_loss: float = 0.1) -> dict[str, Values]:
+    """The steps taken over the steps that the theorems speak of.
+
+    `upstream` T₁ / (N₁ m/(η σ₁² d)) and `downstream` T₂ / (N₂ m/(η σ₂² d)): Theorem E.12, of order 1 each.
+    `downstream_loss` T₂ / (N₂ m/(η ε σ₂²)), ε = `train_loss`: Theorem 4.2, 1 or more for a training loss of at most ε.
+    """
+    return {
+        "upstream": _ratio(s.steps1 * s.lr * s.sigma1**2 * s.dim, s.num1 * s.filters),
+        "downstream": _ratio(s.steps2 * s.lr * s.sigma2**2 * s.dim, s.num2 * s.filters),
+        "downstream_loss": _ratio(s.steps2 * s.lr * train_loss * s.sigma2**2, s.num2 * s.filters),
+    }
+
+
+def noise_norm_share(noise_sq_norms: ArrayLike, dim: float, sigma: float) -> Values:
+    """Lemma C.1: share of the samples with σ² d/2 ≤ ‖ξ‖² ≤ 3 σ² d/2, all of them with high probability.
+
+    `noise_sq_norms` (..., N) holds ‖ξ‖², the result (...) the shares.
+    """
+    relative = np.asarray(noise_sq_norms) / (sigma**2 * dim)
+    share: Values = np.mean((relative >= 0.5) & (relative <= 1.5), axis=-1)
+    return share
+
+
+def active_share(active_counts: ArrayLike, filters: float) -> Values:
+    """Lemma C.3: share of the samples on which at least 0.4 m filters with j = y are active at initialization.
+
+    `active_counts` (..., N) counts those filters, out of m = `filters`, the result (...) holds the shares. The lemma
+    says all samples, with high probability; at m = 40 about 8 % miss it by chance alone.
+    """
+    share: Values = np.mean(5 * np.asarray(active_counts) >= 2 * filters, axis=-1)
+    return share
+
+
+def noise_memorization(steps: ArrayLike, s: Setting, task: Literal[1, 2], b: float = 1.0) -> Values:
+    """Appendix A: the filter mean of ρ̄ after `steps` steps on `task`, in the continuous approximation.
+
+    The solution x of x + b eˣ = c t + b with c = η σ² d |S|/(N m²), |S| = m/2 filters active on a sample: noise
+    memorization that starts at 0. Written with Wright's omega function, W(eᶻ) of Lambert's W: as b eˣ = ω(c t + b +
+    log b), nothing overflows however large t is. `steps` broadcasts with the setting.
+    """
+    sigma, num = {1: (s.sigma1, s.num1), 2: (s.sigma2, s.num2)}[task]
+    rate = s.lr * sigma**2 * s.dim / (2 * num * s.filters)
+    memorized: Values = np.log(wrightomega(rate * np.asarray(steps) + b + math.log(b))) - math.log(b)
+    return memorized
+
+
+def metrics(s: Setting) -> dict[str, float]:
+    """The bounds and conditions of a setting without arrays, named for an experiment tracker.
+
+    Entries that are not finite are left out: ratios to a noise, step size or initialization of 0.
+    """
+    named = {
+        "transfer_ratio": signal_to_threshold(s),
+        "scratch_ratio": scratch_ratio(s),
+        "gamma": gamma(s),
+        "negative_transfer": negative_transfer(s),
+        "condition_holds": condition_holds(s),
+        **{f"condition/{line}": ratio for line, ratio in condition(s).items()},
+        **{f"steps/{stage}": ratio for stage, ratio in stopping_times(s).items()},
+    }
+    values = {f"theory/{name}": float(value) for name, value in named.items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def verdict(s: Setting) -> str:
+    """What the theorems predict for a setting without arrays, in plain sentences."""
+    transfer, scratch = float(signal_to_threshold(s)), float(scratch_ratio(s))
+    outcome = {
+        (True, True): "both are predicted to be near-optimal",
+        (True, False): "transfer is predicted to help",
+        (False, True): "transfer is predicted to harm",
+        (False, False): "neither is predicted to be near-optimal, and the two leave open which errs less",
+    }[transfer >= 1, scratch >= 1]
+    lines = condition(s)
+    failing = [name for name, ratio in lines.items() if ratio < 1]
+    guarantee = f"holds in {len(lines) - len(failing)} of {len(lines)} lines"
+    if failing:
+        guarantee += f" (not: {', '.join(failing)}), so they guarantee nothing here"
+    return (
+        f"Theorem 4.2: A/(B d) = {_text(transfer)} with transfer ({_predicted_error(transfer)}), "
+        f"Theorem 4.3: N₂‖s₂‖⁴/(σ₂⁴ d) = {_text(scratch)} without ({_predicted_error(scratch)}): "
+        f"{outcome} (constants taken as 1). "
+        f"Proposition 4.4: Γ = {_text(gamma(s))}; "
+        f"negative transfer is {'' if negative_transfer(s) else 'not '}predicted. "
+        f"Condition 4.1, which the theorems presuppose, {guarantee}."
+    )
+
+
+def _ratio(numerator: Values, denominator: Values) -> Values:
+    """The quotient, with x / 0 = ∞ and 0 / 0 = 0."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        quotient: Values = np.where(np.equal(numerator, 0), 0.0, np.divide(numerator, denominator))[()]
+    return quotient
+
+
+def _product(weight: Values, value: Values) -> Values:
+    """The product, with 0 · ∞ = 0."""
+    with np.errstate(invalid="ignore"):
+        product: Values = np.where(np.equal(weight, 0), 0.0, np.multiply(weight, value))[()]
+    return product
+
+
+def _text(value: Values) -> str:
+    return f"{value:.3g}".replace("inf", "∞")
+
+
+def _predicted_error(ratio: float) -> str:
+    return f"error ≤ {_text(error_bound(ratio))}" if ratio >= 1 else "error ≥ 0.1"

@@ -1,0 +1,89 @@
+"""The LightningModule of the synthetic job: one Lightning step holds many steps of full-batch gradient descent.
+
+Shape letters: R replicates, N samples.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from paramtransfer.dataset.signal_noise import FreshSamples, Samples
+from paramtransfer.model.two_layer_cnn import TwoLayerCNN, output
+from paramtransfer.task.synthetic import FullBatch
+from paramtransfer.training.optimizers import GradientDescent
+from paramtransfer.training.solver import Solver
+
+
+class FullBatchTraining(LightningModule):
+    """Trains all replicates of a two-layer CNN at once.
+
+    Attributes:
+        hits: after testing, which test points each replicate has on the right side: (R, N) of bool.
+        metrics: after fitting, the stage's final values.
+    """
+
+    hits: Tensor
+
+    def __init__(
+        self,
+        *,
+        model: TwoLayerCNN,
+        optim: GradientDescent,
+        solver: Callable[[TwoLayerCNN, Samples, float], Solver],
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self._optim = optim
+        self._make_solver = solver
+        self._solver: Solver | None = None
+        self._num_steps = 0
+        self._hits: list[Tensor] = []
+        self.metrics: dict[str, float] = {}
+
+    def configure_optimizers(self) -> list[Any]:
+        """The solver takes the steps."""
+        return []
+
+    def training_step(self, batch: FullBatch, batch_idx: int) -> None:
+        started = time.perf_counter()
+        if self._solver is None:
+            self._solver = self._make_solver(self.model, batch.samples, self._optim.lr)
+        self._solver.advance(batch.num_steps)
+        loss = self._solver.loss().mean().item()
+        seconds = time.perf_counter() - started
+
+        self._num_steps += batch.num_steps
+        self._solver.write()
+        accuracy = self._is_right(batch.test_points).float().mean().item()
+        self.metrics = {"train/loss": loss, "time/train": self.metrics.get("time/train", 0.0) + seconds}
+        self.log("loss", loss, prog_bar=True, logger=False)
+        if self.logger is not None:
+            self.logger.log_metrics({"train/loss": loss, "test/acc_curve": accuracy}, step=self._num_steps)
+
+    def on_train_end(self) -> None:
+        if not torch.isfinite(torch.tensor(self.metrics["train/loss"])):
+            raise RuntimeError(
+                f"training diverged: the loss is {self.metrics['train/loss']} after {self._num_steps} steps of size "
+                f"optim.lr={self._optim.lr}"
+            )
+        self._solver = None  # frees what only training needs
+
+    def on_test_start(self) -> None:
+        self._hits = []
+
+    def test_step(self, batch: FreshSamples | Samples, batch_idx: int) -> None:
+        self._hits.append(self._is_right(batch).cpu())
+
+    def on_test_end(self) -> None:
+        self.hits = torch.cat(self._hits, dim=1)
+
+    @torch.no_grad()
+    def _is_right(self, points: FreshSamples | Samples) -> Tensor:
+        """Not an error as Section 3 counts it, y f(W; x) < 0: (R, N)."""
+        f_RN = output(*points.preactivations(self.model.filters.flatten(1, 2)))
+        return points.labels_RN * f_RN >= 0
