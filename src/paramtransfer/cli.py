@@ -23,7 +23,7 @@ _SWEEP = "PARAMTRANSFER_SWEEP"  # in a job's environment: the id of the sweep th
 
 
 class Refusal(CompactHydraException):
-    """Ends a job with its message alone, without a traceback."""
+    """Ends a job of a sweep with its message alone, without a traceback; the others run."""
 
 
 def main() -> None:
@@ -44,13 +44,16 @@ def _run(config: DictConfig) -> None:
 
     # Python's own reaction to SIGTERM would leave runs RUNNING.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if in_sweep:
             _run_in_sweep(config, os.environ[_SWEEP])
         else:
             _run_alone(config)
     except (ConfigError, StoreError) as error:
-        raise Refusal(str(error)) from None
+        if in_sweep:
+            raise Refusal(str(error)) from None
+        sys.exit(str(error))
 
 
 def _run_alone(config: DictConfig) -> None:
