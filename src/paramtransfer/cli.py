@@ -14,6 +14,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from paramtransfer.config import register_resolvers
+
 if TYPE_CHECKING:
     from paramtransfer.stage import Stage
 
@@ -28,6 +30,7 @@ class Refusal(CompactHydraException):
 
 def main() -> None:
     """Run the job or the sweep that the command line describes."""
+    register_resolvers()
     try:
         _run()
     except KeyboardInterrupt:
@@ -134,7 +137,9 @@ def _close_sweep(sweep_id: str) -> None:
     """Table and figure from the store alone, then the end of the sweep's run."""
     from hydra.utils import instantiate
 
+    from paramtransfer.config import make_job
     from paramtransfer.figures.sweep import report_sweep
+    from paramtransfer.figures.table import read_sweep
     from paramtransfer.tracking.store import open_store
     from paramtransfer.tracking.sweep import finish_sweep, read_config, read_jobs
 
@@ -142,7 +147,8 @@ def _close_sweep(sweep_id: str) -> None:
     store = open_store(_FOLDER)
     with store.closing([sweep_id]):
         records = read_jobs(store, sweep_id)
-        config = OmegaConf.create(read_config(store, sweep_id))
-        files = report_sweep(store, records, instantiate(config.figure, _convert_="all"))
+        config = DictConfig(OmegaConf.create(read_config(store, sweep_id)))
+        data = read_sweep(store, records, job=lambda: make_job(config))
+        files = report_sweep(data, records, instantiate(config.figure, _convert_="all"))
         finish_sweep(store, sweep_id, records, files)
     print(f"sweep {sweep_id}: table and figure are in its run. Compare the runs in the browser: make ui")

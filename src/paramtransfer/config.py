@@ -1,7 +1,9 @@
 """From a composed configuration to a job: root keys, groups to objects, and what each stage depends on."""
 
+import ast
 import inspect
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,15 @@ if TYPE_CHECKING:
 
 # Groups that a stage's result depends on. The trainer's part is the device and precision.
 _GROUPS = ("dataset", "task", "model", "transfer", "optim", "solver")
+
+
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
 
 
 class ConfigError(ValueError):
@@ -49,6 +60,26 @@ class Root:
         flag("plan_only", self.plan_only)
 
 
+def register_resolvers() -> None:
+    """`${calc:"..."}` in a configuration: arithmetic with + - * / ** and parentheses on interpolated numbers."""
+    OmegaConf.register_new_resolver("calc", _calculate, replace=True)
+
+
+def _calculate(expression: str) -> float | int:
+    def value(node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=int() | float() as number):
+                return number
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -value(operand)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+                return _OPERATORS[type(op)](value(left), value(right))
+        raise ValueError(f'${{calc:"{expression}"}}: must be arithmetic with numbers, + - * / ** and parentheses')
+
+    result = value(ast.parse(str(expression), mode="eval").body)
+    return int(result) if result == int(result) else result
+
+
 def make_job(config: DictConfig) -> "Job":
     """Build every object of a job; nothing is drawn, trained or tracked yet.
 
@@ -74,12 +105,13 @@ def _make_job(config: DictConfig) -> "Job":
 
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     root = Root(**{key: values[key] for key in Root.__dataclass_fields__})
-    training = values["task"].pop("training")
     transfer = instantiate(values["transfer"], _convert_="all")
     dataset = instantiate(values["dataset"], _convert_="all")
     model = instantiate(values["model"], _convert_="all")
     optim = instantiate(values["optim"], _convert_="all")
-    tasks = instantiate(values["task"], dataset=dataset, model=model, optim=optim, _convert_="all")
+    tasks = instantiate(
+        _without(values["task"], "training"), dataset=dataset, model=model, optim=optim, _convert_="all"
+    )
     trainer = instantiate(values["trainer"], _convert_="all")
 
     stages: list[Stage] = ["baseline", "downstream"]
@@ -90,7 +122,7 @@ def _make_job(config: DictConfig) -> "Job":
         tasks=tasks,
         model=model,
         transfer=transfer,
-        training=instantiate(training, optim=optim, solver=instantiate(values["solver"])),
+        training=instantiate(values["task"]["training"], optim=optim, solver=instantiate(values["solver"])),
         trainer=trainer,
         stages={stage: _settings(values, stage, stages, unused, trainer.device) for stage in stages},
         seed=root.seed,
@@ -115,7 +147,7 @@ def _settings(
     groups = {group: values[group] for group in _GROUPS}
     alone = stage if "upstream" in stages else "baseline"  # without an upstream, task 1 is nobody's
     for group, by_stage in unused.items():
-        groups[group] = {key: value for key, value in groups[group].items() if key not in by_stage.get(alone, ())}
+        groups[group] = _without(groups[group], *by_stage.get(alone, ()))
     params = {"seed": values["seed"], "replicates": values["replicates"]}
     if stage != "downstream":
         del groups["transfer"]
@@ -124,6 +156,10 @@ def _settings(
     params |= dict(_flatten(groups)) | {"trainer.precision": values["trainer"]["precision"]}
     own_sources = {_source(target) for key, target in params.items() if key.endswith("_target_") and _is_own(target)}
     return StageSettings(fingerprint=fingerprint(params, device=device, own_sources=own_sources), params=params)
+
+
+def _without(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

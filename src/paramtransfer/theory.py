@@ -261,3 +261,48 @@ def _text(value: Values) -> str:
 
 def _predicted_error(ratio: float) -> str:
     return f"error ≤ {_text(error_bound(ratio))}" if ratio >= 1 else "error ≥ 0.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """One thing that the proofs say of a training, held against a run."""
+
+    name: str
+    """What is bounded, and how."""
+    source: str
+    """Where the paper says it."""
+    measured: float
+    """The run's value, for the worst filter, sample and replicate."""
+    bound: float
+    """What the paper allows, constants taken as 1."""
+    holds: bool
+    """Whether the run keeps to it."""
+
+
+def statements(s: Setting, observed: dict[str, float]) -> list[Statement]:
+    """What the proofs say of a training on task 2 of `s`, held against its `dynamics/...` metrics.
+
+    They presuppose Condition 4.1. `kappa` is our reading of κ_D, see `paramtransfer.training.dynamics`.
+    """
+    log_steps = math.log(max(float(s.steps1), float(s.steps2)))
+    learning = float(_ratio(s.num2, s.sigma2**2 * s.dim)) * log_steps
+    at_most = [
+        ("ρ̄ ≤ 4 log T*", "Prop. D.1, E.1", "rho_bar_max", 4 * log_steps),
+        ("γ ≲ N‖u‖²/(σ² d) log T*", "Prop. D.1, E.1", "gamma_max", learning * float(s.u_norm) ** 2),
+        ("γ_k ≲ N‖v_k‖²/(σ² d) log T*", "Prop. D.1, E.1", "gamma_k_max", learning * float(s.v2_norm) ** 2),
+        ("ratio of sample gradients ≤ 13", "Lemma E.5", "gradient_ratio", 13.0),
+        ("κ_D < 0.1", "Prop. D.1, E.1", "kappa", 0.1),
+    ]
+    at_least = [
+        ("ρ̄ ≥ 0", "Prop. D.1, E.1", "rho_bar_min", 0.0),
+        ("ρ̲ ≥ −4 log T*", "Prop. D.1, E.1", "rho_under_min", -4 * log_steps),
+        ("j⟨w, s⟩ never falls", "App. D, E", "signal_step_min", 0.0),
+        ("σ²d/2 ≤ ‖ξ‖² ≤ 3σ²d/2, share of samples", "Lemma C.1", "noise_norm_share", 1.0),
+        ("0.4 m active filters with j = y, share of samples", "Lemma C.3", "active_share", 1.0),
+    ]
+    return [
+        Statement(name=name, source=source, measured=value, bound=bound, holds=sign * value <= sign * bound)
+        for sign, group in ((1, at_most), (-1, at_least))
+        for name, source, key, bound in group
+        for value in [observed[f"dynamics/{key}"]]
+    ]

@@ -1,15 +1,21 @@
-"""Accuracy against one swept key."""
+"""Accuracy against one swept key, the theory beside it."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from paramtransfer.figures import style
+from paramtransfer.figures.drawing import Drawing, SweepData
+
+RATIO = "theory/transfer_ratio"
 
 
 class Curves:
-    """Test accuracy against `x`, the baseline as a band, one curve for each value of `lines`.
+    """Test accuracy against `x`, the baseline as a band, a curve for each value of `lines`; A/(B d) in a second panel.
+
+    Where A/(B d) is above 1, the bound of Theorem 4.2 on accuracy, 1 - exp(-A/(B d)), is drawn over the measurement.
 
     Args:
         x: the swept key on the axis.
@@ -20,26 +26,52 @@ class Curves:
         self.x = x
         self.lines = lines
 
-    def __call__(self, table: pd.DataFrame) -> Figure:
-        figure, (axis,) = style.panels(1)
+    def __call__(self, data: SweepData) -> Drawing:
+        table = data.table
         numeric = pd.api.types.is_numeric_dtype(table[self.x])
         table = table.sort_values(self.x) if numeric else table
+        has_theory = RATIO in table
+        figure, axes = style.panels(1 + has_theory)
+        self._draw_baseline(axes[0], table)
+        for colour, marker, (name, curve) in zip(style.COLOURS, "osD^vP", self._curves(table), strict=False):
+            look: dict[str, Any] = {"color": colour, "marker": marker, "label": name}
+            axes[0].errorbar(curve[self.x], curve["test/acc"], curve["test/acc_sem"], **look)
+            if has_theory:
+                axes[1].plot(curve[self.x], curve[RATIO], **look)
+                bound = (1 - np.exp(-curve[RATIO])).where(curve[RATIO] >= 1)
+                axes[0].plot(curve[self.x], bound, color=colour, linestyle=":")
+        axes[0].set_ylabel("test accuracy (mean ± s.e.)")
+        axes[0].legend()
+        if has_theory:
+            axes[1].axhline(1, color=style.BASELINE, linestyle=":")
+            axes[1].set_yscale("log")
+            axes[1].set_ylabel(r"Theorem 4.2: $A/(B\,d)$")
+        for axis in axes:
+            axis.set_xlabel(style.label(self.x))
+            if numeric and style.is_log(table[self.x].tolist()):
+                axis.set_xscale("log")
+        return Drawing(figures={"figure": figure}, notes=_harm(table, data.keys))
+
+    def _draw_baseline(self, axis: Any, table: pd.DataFrame) -> None:
         baseline = table.drop_duplicates(self.x)
         mean, sem = baseline["test/acc_without_transfer"], baseline["test/acc_without_transfer_sem"]
         axis.plot(baseline[self.x], mean, color=style.BASELINE, linestyle="--", label="without transfer")
         axis.fill_between(baseline[self.x], mean - sem, mean + sem, color=style.BASELINE, alpha=0.25, linewidth=0)
-        for colour, marker, (name, curve) in zip(style.COLOURS, "osD^vP", self._curves(table), strict=False):
-            axis.errorbar(
-                curve[self.x], curve["test/acc"], curve["test/acc_sem"], color=colour, marker=marker, label=name
-            )
-        if numeric and style.is_log(table[self.x].tolist()):
-            axis.set_xscale("log")
-        axis.set_xlabel(style.label(self.x))
-        axis.set_ylabel("test accuracy (mean ± s.e.)")
-        axis.legend()
-        return figure
 
     def _curves(self, table: pd.DataFrame) -> Sequence[tuple[str, pd.DataFrame]]:
         if self.lines is None:
             return [("with transfer", table)]
         return [(f"{style.symbol(self.lines)} = {value}", curve) for value, curve in table.groupby(self.lines)]
+
+
+def _harm(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
+    """Where transfer did harm by more than two standard errors, and whether Proposition 4.4 predicts it."""
+    if "theory/negative_transfer" not in table:
+        return []
+    notes = []
+    for _, row in table[table["test/gain"] < -2 * table["test/gain_sem"]].iterrows():
+        setting = " ".join(f"{key}={row[key]}" for key in keys)
+        predicted = "predicts" if row["theory/negative_transfer"] else "does not predict"
+        errors = row["test/gain"] / row["test/gain_sem"] if row["test/gain_sem"] else -np.inf
+        notes.append(f"harm at {setting}: {row['test/gain']:+.4f} ({errors:.1f} s.e.); Proposition 4.4 {predicted} it")
+    return notes

@@ -1,47 +1,71 @@
-"""Accuracy over two swept keys."""
+"""Accuracy over two swept keys, with contours of the theory."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from paramtransfer.figures import style
+from paramtransfer.figures.curves import RATIO
+from paramtransfer.figures.drawing import Drawing, SweepData
 
 
 class Heatmap:
-    """Test accuracy with transfer and the gain over `x` and `y`.
+    """Test accuracy with transfer, gain, and the maps truncated at given accuracies; over all, A/(B d) = const.
 
     Args:
         x: the swept key on the horizontal axis.
         y: the swept key on the vertical axis.
+        truncate: accuracies; a map each of where the measured accuracy reaches it.
     """
 
-    def __init__(self, *, x: str, y: str) -> None:
+    def __init__(self, *, x: str, y: str, truncate: Sequence[float] = ()) -> None:
         self.x = x
         self.y = y
+        self.truncate = truncate
 
-    def __call__(self, table: pd.DataFrame) -> Figure:
-        figure, axes = style.panels(2)
-        for axis, column, title, colours in zip(
-            axes, ("test/acc", "test/gain"), ("test accuracy with transfer", "gain"), ("viridis", "PuOr"), strict=True
-        ):
-            grid = table.pivot(index=self.y, columns=self.x, values=column)
-            limit = np.nanmax(np.abs(grid.to_numpy())) if column == "test/gain" else None
-            image = axis.pcolormesh(
-                range(len(grid.columns) + 1),
-                range(len(grid.index) + 1),
-                grid.to_numpy(),
-                cmap=colours,
-                vmin=None if limit is None else -limit,
-                vmax=limit,
-            )
+    def __call__(self, data: SweepData) -> Drawing:
+        accuracy, gain = self._grid(data.table, "test/acc"), self._grid(data.table, "test/gain")
+        limit = np.nanmax(np.abs(gain.to_numpy()))
+        figure, axes = style.panels(2 + len(self.truncate))
+        self._draw(figure, axes[0], accuracy, "test accuracy with transfer", cmap="viridis")
+        self._draw(figure, axes[1], gain, "gain over no transfer", cmap="PuOr", vmin=-limit, vmax=limit)
+        for axis, level in zip(axes[2:], self.truncate, strict=True):
+            reached = (accuracy >= level).astype(float)
+            self._draw(None, axis, reached, f"accuracy at least {level:g}", cmap="cividis", vmin=0, vmax=1)
+        if RATIO in data.table:
+            for axis in axes:
+                self._draw_contours(axis, self._grid(data.table, RATIO))
+        return Drawing(figures={"figure": figure})
+
+    def _grid(self, table: pd.DataFrame, column: str) -> pd.DataFrame:
+        return table.pivot(index=self.y, columns=self.x, values=column)
+
+    def _draw(self, figure: Any, axis: Any, grid: pd.DataFrame, title: str, **look: Any) -> None:
+        image = axis.pcolormesh(*_positions(grid), grid.to_numpy(), shading="nearest", rasterized=True, **look)
+        if figure is not None:
             figure.colorbar(image, ax=axis)
-            axis.set_xticks(np.arange(len(grid.columns)) + 0.5, [_tick(value) for value in grid.columns])
-            axis.set_yticks(np.arange(len(grid.index)) + 0.5, [_tick(value) for value in grid.index])
-            axis.set_xlabel(style.label(self.x))
-            axis.set_ylabel(style.label(self.y))
-            axis.set_title(title)
-        return figure
+        for set_ticks, values in ((axis.set_xticks, grid.columns), (axis.set_yticks, grid.index)):
+            if not pd.api.types.is_numeric_dtype(values):
+                set_ticks(range(len(values)), values)
+        axis.set_xlabel(style.label(self.x))
+        axis.set_ylabel(style.label(self.y))
+        axis.set_title(title)
+
+    def _draw_contours(self, axis: Any, ratio: pd.DataFrame) -> None:
+        if min(ratio.shape) < 2:
+            return
+        levels = [level for level in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if ratio.min().min() < level < ratio.max().max()]
+        lines = axis.contour(*_positions(ratio), ratio.to_numpy(), levels=levels, colors="white", linewidths=1)
+        for text in axis.clabel(lines, fmt=lambda level: f"{level:g}", fontsize=7):
+            text.set_color("white")
+        for artist in (lines, *lines.labelTexts):
+            artist.set_path_effects(style.OUTLINE)
 
 
-def _tick(value: object) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+def _positions(grid: pd.DataFrame) -> tuple[Any, Any]:
+    """Where columns and rows lie: at their values, or evenly spaced where these are no numbers."""
+    axes = (grid.columns, grid.index)
+    x, y = (values if pd.api.types.is_numeric_dtype(values) else np.arange(len(values)) for values in axes)
+    return x, y

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 _LABELS = {
     "alpha": r"inherited share $\alpha$",
@@ -27,6 +28,7 @@ _LABELS = {
 }
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, 2008
 BASELINE = "#555555"
+OUTLINE = [withStroke(linewidth=2, foreground="#333333")]  # keeps white lines legible on any colour
 _STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,

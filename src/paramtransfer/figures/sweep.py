@@ -1,40 +1,45 @@
 """What a sweep leaves: a table and, where one or two keys were swept, a figure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from paramtransfer.figures import style
 from paramtransfer.figures.curves import Curves
+from paramtransfer.figures.drawing import Draw, SweepData
 from paramtransfer.figures.heatmap import Heatmap
-from paramtransfer.figures.table import SEED, average_seeds, job_rows, printed, swept_keys
-from paramtransfer.tracking.store import Store
+from paramtransfer.figures.table import printed
 from paramtransfer.tracking.sweep import JobRecord
 
-FigureOf = Callable[[pd.DataFrame], Figure]
 
-
-def report_sweep(store: Store, records: Sequence[JobRecord], figure: FigureOf | None) -> dict[str, str | bytes]:
-    """Print the table of a sweep; return the files that its run keeps: CSV, PNG and PDF.
+def report_sweep(data: SweepData, records: Sequence[JobRecord], draw: Draw | None) -> dict[str, str | bytes]:
+    """Print the table of a sweep and what its figure shows; return the files that its run keeps, by name.
 
     Args:
-        store: where the runs of the sweep lie.
+        data: the sweep.
         records: the jobs that have ended.
-        figure: how the table is drawn; None chooses by what was swept.
+        draw: how the table is drawn; None chooses by what was swept.
     """
-    keys = swept_keys(records)
-    table = average_seeds(job_rows(store, records), keys)
-    Console().print(printed(table, keys, [record for record in records if record.error is not None]))
-    files: dict[str, str | bytes] = {"table.csv": table.to_csv(index=False)}
-    figure = figure or _choose([key for key in keys if key != SEED])
-    if figure is not None and not table.empty:
-        files |= style.files("figure", figure(table))
+    console = Console()
+    console.print(printed(data.table, data.keys, [record for record in records if record.error is not None]))
+    files: dict[str, str | bytes] = {"table.csv": data.table.to_csv(index=False)}
+    draw = draw or _choose(data.keys)
+    if draw is None or data.table.empty:
+        return files
+    drawing = draw(data)
+    for name, figure in drawing.figures.items():
+        files |= style.files(name, figure)
+    for name, table in drawing.tables.items():
+        files[f"{name}.csv"] = pd.DataFrame(table).to_csv(index=False)
+    for note in drawing.notes:
+        console.print(note, highlight=False)
+    if drawing.notes:
+        files["notes.txt"] = "\n".join(drawing.notes) + "\n"
     return files
 
 
-def _choose(keys: Sequence[str]) -> FigureOf | None:
+def _choose(keys: Sequence[str]) -> Draw | None:
     match keys:
         case [x]:
             return Curves(x=x)

@@ -1,13 +1,18 @@
 """From the runs of a sweep to a table: one row per setting, seeds averaged."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from rich.table import Table
 
+from paramtransfer.figures.drawing import SweepData
 from paramtransfer.tracking.store import Store
 from paramtransfer.tracking.sweep import JobRecord
+
+if TYPE_CHECKING:
+    from paramtransfer.experiment import Job
 
 SEED = "seed"
 _ESTIMATES = ("test/acc", "test/acc_without_transfer", "test/gain")
@@ -27,7 +32,8 @@ def job_rows(store: Store, records: Sequence[JobRecord]) -> pd.DataFrame:
         if record.error is None:
             run = store.client.get_run(record.runs["downstream"])
             swept = {key: record.overrides.get(key) for key in keys}
-            rows.append({**swept, **run.data.metrics, "n": int(run.data.params["replicates"])})
+            ids = {f"{stage}_run_id": run_id for stage, run_id in record.runs.items()}
+            rows.append({**swept, **run.data.metrics, "n": int(run.data.params["replicates"]), **ids})
     return pd.DataFrame(rows)
 
 
@@ -55,14 +61,30 @@ def average_seeds(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(averaged).reset_index(drop=True)
 
 
+def read_sweep(store: Store, records: Sequence[JobRecord], job: Callable[[], "Job"]) -> SweepData:
+    """The sweep, from the store."""
+    keys = swept_keys(records)
+
+    def history(run_id: str, name: str) -> pd.Series:
+        points = store.client.get_metric_history(run_id, name)
+        return pd.Series({point.step: point.value for point in points}, name=name)
+
+    table = average_seeds(job_rows(store, records), keys)
+    return SweepData(keys=[key for key in keys if key != SEED], table=table, job=job, history=history)
+
+
 def printed(table: pd.DataFrame, keys: Sequence[str], failed: Sequence[JobRecord]) -> Table:
-    """The table for a terminal."""
-    by = [key for key in keys if key != SEED]
-    shown = Table(*by, "without transfer", "with transfer", "gain", "n", title="Test accuracy ± s.e.")
+    """The table for a terminal: what was measured, and what Theorem 4.2 and Proposition 4.4 say of it."""
+    has_theory = "theory/transfer_ratio" in table
+    theory = ("A/(B d)", "harm predicted") if has_theory else ()
+    shown = Table(*keys, "without transfer", "with transfer", "gain", "n", *theory, title="Test accuracy ± s.e.")
     for _, row in table.iterrows():
         estimates = [f"{row[name]:.4f} ± {row[f'{name}_sem']:.4f}" for name in (_ESTIMATES[1], _ESTIMATES[0])]
         gain = f"{row['test/gain']:+.4f} ± {row['test/gain_sem']:.4f}"
-        shown.add_row(*(str(row[key]) for key in by), *estimates, gain, str(int(row["n"])))
+        cells = [*(str(row[key]) for key in keys), *estimates, gain, str(int(row["n"]))]
+        if has_theory:
+            cells += [f"{row['theory/transfer_ratio']:.3g}", "yes" if row["theory/negative_transfer"] else "no"]
+        shown.add_row(*cells)
     for record in failed:
-        shown.add_row(*(str(record.overrides.get(key)) for key in by), "failed", str(record.error), "", "")
+        shown.add_row(*(str(record.overrides.get(key)) for key in keys), "failed", str(record.error))
     return shown

@@ -99,6 +99,11 @@ class SyntheticTask(LightningDataModule):
         """Standard normal filters."""
         return self._draw.initial_RFD
 
+    @property
+    def setting(self) -> theory.Setting:
+        """The task as the theory sees it, alone."""
+        return self.tasks.setting("upstream" if self.side == "upstream" else "baseline", alpha=0.0)
+
     def carry(self, upstream: dict[str, Tensor]) -> dict[str, Tensor]:
         """The upstream's state dict in this task's coordinates."""
         here, there = self.tasks.coordinates["downstream"], self.tasks.coordinates["upstream"]

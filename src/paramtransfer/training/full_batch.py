@@ -14,12 +14,19 @@ from torch import Tensor
 from paramtransfer.dataset.signal_noise import FreshSamples, Samples
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN, output
 from paramtransfer.task.synthetic import FullBatch
+from paramtransfer.training.dynamics import Observer
 from paramtransfer.training.optimizers import GradientDescent
-from paramtransfer.training.solver import Solver
+from paramtransfer.training.solver import GramSolver, Solver
 
 
 class FullBatchTraining(LightningModule):
     """Trains all replicates of a two-layer CNN at once.
+
+    Args:
+        model: the networks.
+        optim: the step size.
+        solver: how the steps are taken.
+        dynamics: whether signal learning and noise memorization are logged along the curves.
 
     Attributes:
         hits: after testing, which test points each replicate has on the right side: (R, N) of bool.
@@ -34,6 +41,7 @@ class FullBatchTraining(LightningModule):
         model: TwoLayerCNN,
         optim: GradientDescent,
         solver: Callable[[TwoLayerCNN, Samples, float], Solver],
+        dynamics: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -41,6 +49,8 @@ class FullBatchTraining(LightningModule):
         self._optim = optim
         self._make_solver = solver
         self._solver: Solver | None = None
+        self._dynamics = dynamics
+        self._observer: Observer | None = None
         self._num_steps = 0
         self._hits: list[Tensor] = []
         self.metrics: dict[str, float] = {}
@@ -53,6 +63,8 @@ class FullBatchTraining(LightningModule):
         started = time.perf_counter()
         if self._solver is None:
             self._solver = self._make_solver(self.model, batch.samples, self._optim.lr)
+            if self._dynamics:
+                self._observe(self._solver, batch.samples)
         self._solver.advance(batch.num_steps)
         loss = self._solver.loss().mean().item()
         seconds = time.perf_counter() - started
@@ -62,8 +74,21 @@ class FullBatchTraining(LightningModule):
         accuracy = self._is_right(batch.test_points).float().mean().item()
         self.metrics = {"train/loss": loss, "time/train": self.metrics.get("time/train", 0.0) + seconds}
         self.log("loss", loss, prog_bar=True, logger=False)
+        curves = {"train/loss": loss, "test/acc_curve": accuracy}
+        if self._observer is not None:
+            curves |= self._observer.now(self._num_steps)
         if self.logger is not None:
-            self.logger.log_metrics({"train/loss": loss, "test/acc_curve": accuracy}, step=self._num_steps)
+            self.logger.log_metrics(curves, step=self._num_steps)
+
+    def _observe(self, solver: Solver, samples: Samples) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(solver, GramSolver):
+            raise ValueError(
+                "task.training.dynamics=true: needs solver=gram, whose state the coefficients are read from"
+            )
+        self._observer = Observer(solver, samples, data.setting)
+        if self.logger is not None:
+            self.logger.log_metrics({**self._observer.at_start(), **self._observer.now(0)}, step=0)
 
     def on_train_end(self) -> None:
         if not torch.isfinite(torch.tensor(self.metrics["train/loss"])):
@@ -71,7 +96,7 @@ class FullBatchTraining(LightningModule):
                 f"training diverged: the loss is {self.metrics['train/loss']} after {self._num_steps} steps of size "
                 f"optim.lr={self._optim.lr}"
             )
-        self._solver = None  # frees what only training needs
+        self._solver = self._observer = None  # frees what only training needs
 
     def on_test_start(self) -> None:
         self._hits = []

@@ -58,6 +58,13 @@ class GramSolver:
     K = Xi Xi^T and G the gradient with respect to the pre-activations Z = Xi W^T, a step is Z <- Z - lr K G,
     c <- c - lr G, and a scalar recursion for the signal patch: one product a step, for all replicates at once. Where
     N > 2 D, Xi (Xi^T G) is the cheaper form of K G.
+
+    Attributes:
+        sign_F: j of every filter.
+        signal_RF: <w, s>.
+        noise_RNF: <w, xi_i>, that is Z.
+        signal_coefficients_RF: a.
+        noise_coefficients_RNF: c.
     """
 
     def __init__(self, model: TwoLayerCNN, samples: Samples, lr: float) -> None:
@@ -69,24 +76,24 @@ class GramSolver:
         _, num_samples, dim = noise_RND.shape
 
         self._start_RFD = filters_RFD.clone()
-        self._noise_RNF = noise_RND @ filters_RFD.mT
-        self._signal_RF = (filters_RFD @ samples.signal_RD[..., None]).squeeze(-1)
-        self.noise_coefficients_RNF = torch.zeros_like(self._noise_RNF)  # c
-        self.signal_coefficients_RF = torch.zeros_like(self._signal_RF)  # a
+        self.noise_RNF = noise_RND @ filters_RFD.mT
+        self.signal_RF = (filters_RFD @ samples.signal_RD[..., None]).squeeze(-1)
+        self.noise_coefficients_RNF = torch.zeros_like(self.noise_RNF)
+        self.signal_coefficients_RF = torch.zeros_like(self.signal_RF)
 
         self._gram_RNN = noise_RND @ noise_RND.mT if num_samples <= 2 * dim else None
         self._signal_sq_R1 = samples.signal_RD.square().sum(-1, keepdim=True)
         ones_M = filters_RFD.new_ones(num_filters)
-        self._sign_F = torch.cat([ones_M, -ones_M])
-        self._second_layer_F1 = (self._sign_F / num_filters)[:, None]
+        self.sign_F = torch.cat([ones_M, -ones_M])
+        self._second_layer_F1 = (self.sign_F / num_filters)[:, None]
         self._labels_RN = samples.labels_RN
         self._positive_RN = samples.labels_RN > 0
         self._step_RN = samples.labels_RN * (lr / (num_samples * num_filters))
         self._by_label_R2N = samples.labels_RN[:, None] * torch.stack([self._positive_RN, ~self._positive_RN], dim=1)
         self._both_signs_2 = filters_RFD.new_tensor([1.0, -1.0])
         # Two buffers for what every step makes anew.
-        self._scratch_RNF = torch.empty_like(self._noise_RNF)
-        self._update_RNF = torch.empty_like(self._noise_RNF)
+        self._scratch_RNF = torch.empty_like(self.noise_RNF)
+        self._update_RNF = torch.empty_like(self.noise_RNF)
 
     @torch.no_grad()
     def advance(self, num_steps: int) -> None:
@@ -94,36 +101,37 @@ class GramSolver:
             self._step()
 
     def _step(self) -> None:
-        residual_RN = torch.sigmoid(-self._margins()).mul_(self._step_RN)  # lr y |l'| / (N M)
+        residual_RN = torch.sigmoid(-self.margins()).mul_(self._step_RN)  # lr y |l'| / (N M)
 
-        torch.mul(residual_RN[..., None], self._sign_F, out=self._scratch_RNF)
-        torch.ops.aten.threshold_backward.grad_input(self._scratch_RNF, self._noise_RNF, 0, grad_input=self._update_RNF)
+        torch.mul(residual_RN[..., None], self.sign_F, out=self._scratch_RNF)
+        torch.ops.aten.threshold_backward.grad_input(self._scratch_RNF, self.noise_RNF, 0, grad_input=self._update_RNF)
         if self._gram_RNN is not None:
-            self._noise_RNF.baddbmm_(self._gram_RNN, self._update_RNF)
+            self.noise_RNF.baddbmm_(self._gram_RNN, self._update_RNF)
         else:
             noise_RND = self._samples.noise_RND
-            self._noise_RNF.baddbmm_(noise_RND, noise_RND.mT @ self._update_RNF)
+            self.noise_RNF.baddbmm_(noise_RND, noise_RND.mT @ self._update_RNF)
         self.noise_coefficients_RNF.add_(self._update_RNF)
 
         # A filter with <w, s> > 0 learns from the samples of label +1, one with < 0 from those of label -1.
         steps_R12 = (self._by_label_R2N @ residual_RN[..., None]).mT
-        active_R2F = self._signal_RF[:, None] * self._both_signs_2[:, None] > 0
-        update_RF = self._sign_F * (steps_R12 @ active_R2F.to(steps_R12.dtype)).squeeze(1)
+        active_R2F = self.signal_RF[:, None] * self._both_signs_2[:, None] > 0
+        update_RF = self.sign_F * (steps_R12 @ active_R2F.to(steps_R12.dtype)).squeeze(1)
         self.signal_coefficients_RF.add_(update_RF)
-        self._signal_RF.add_(self._signal_sq_R1 * update_RF)
+        self.signal_RF.add_(self._signal_sq_R1 * update_RF)
 
-    def _margins(self) -> Tensor:
+    @torch.no_grad()
+    def margins(self) -> Tensor:
         """y f(W; x): (R, N)."""
-        torch.clamp(self._noise_RNF, min=0, out=self._scratch_RNF)
+        torch.clamp(self.noise_RNF, min=0, out=self._scratch_RNF)
         f_RN = (self._scratch_RNF @ self._second_layer_F1).squeeze(-1)
-        by_label_R2 = (torch.relu(self._signal_RF[..., None] * self._both_signs_2).mT @ self._second_layer_F1).squeeze(
+        by_label_R2 = (torch.relu(self.signal_RF[..., None] * self._both_signs_2).mT @ self._second_layer_F1).squeeze(
             -1
         )
         f_RN += torch.where(self._positive_RN, by_label_R2[:, :1], by_label_R2[:, 1:])
         return f_RN.mul_(self._labels_RN)
 
     def loss(self) -> Tensor:
-        return softplus(-self._margins()).mean(-1)
+        return softplus(-self.margins()).mean(-1)
 
     @torch.no_grad()
     def write(self) -> None:

@@ -1,0 +1,40 @@
+"""What a figure is made from and what it leaves."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from paramtransfer.experiment import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepData:
+    """A sweep, read from the store."""
+
+    keys: Sequence[str]
+    """The swept keys, less the seed."""
+    table: pd.DataFrame
+    """One row per setting of the keys: metrics averaged over seeds, ids of the runs of the first seed."""
+    job: Callable[[], "Job"]
+    """Makes the sweep's first job again, as objects."""
+    history: Callable[[str, str], pd.Series]
+    """A metric's curve by run id and name: values by step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Figures and tables by file name, without suffix, and what they show in sentences."""
+
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+class Draw(Protocol):
+    """A way to draw a sweep; `figure._target_` names one."""
+
+    def __call__(self, data: SweepData) -> Drawing: ...
