@@ -161,7 +161,7 @@ class SignalNoise:
         self, side: Side, coordinates: Coordinates, *, num_samples: int, noise: float, seed: int, replicate: int
     ) -> Draw:
         frame_SD = coordinates.frame(stream("signals", seed=seed, replicate=replicate))[[0, _OWN_SIGNAL[side]]]
-        norms_S = torch.tensor([self.u_norm, self.v_norm[side]])
+        norms_S = torch.tensor([self.u_norm, self.v_norm[side]], dtype=torch.float32)
         directions_SD = frame_SD * (norms_S > 0)[:, None]
 
         rng = stream(f"{side} vectors", seed=seed, replicate=replicate)

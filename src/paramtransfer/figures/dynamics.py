@@ -47,7 +47,7 @@ class Dynamics:
             axis.set_xlabel("gradient steps")
             statements += self._statements(data, stage, run_id)
         axes[0].set_ylabel("coefficient (Lemma B.2)")
-        axes[0].legend()
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_CURVES))
         inherited = {name: data.history(row["upstream_run_id"], f"dynamics/{name}").iloc[-1] for name, _, _ in _CURVES}
         notes = [
             f"{'holds ' if row['holds'] else 'FAILS '} {row['stage']}: {row['name']} ({row['source']}): "

@@ -4,7 +4,6 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -29,7 +28,7 @@ _LABELS = {
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, 2008
 BASELINE = "#555555"
 OUTLINE = [withStroke(linewidth=2, foreground="#333333")]  # keeps white lines legible on any colour
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -57,20 +56,17 @@ def symbol(key: str) -> str:
 
 def panels(num: int) -> tuple[Figure, Sequence[Any]]:
     """A figure with that many panels side by side."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.2 * num, 3.2))
-        axes = figure.subplots(1, num, squeeze=False)[0]
-    return figure, list(axes)
+    figure = Figure(figsize=(4.2 * num, 3.2))
+    return figure, list(figure.subplots(1, num, squeeze=False)[0])
 
 
 def files(name: str, figure: Figure) -> dict[str, bytes]:
     """The figure as PNG and PDF, by file name."""
     contents = {}
-    with matplotlib.rc_context(_STYLE):
-        for suffix in ("png", "pdf"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix)
-            contents[f"{name}.{suffix}"] = buffer.getvalue()
+    for suffix in ("png", "pdf"):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix)
+        contents[f"{name}.{suffix}"] = buffer.getvalue()
     return contents
 
 

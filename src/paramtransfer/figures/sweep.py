@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import matplotlib
 import pandas as pd
 from rich.console import Console
 
@@ -27,9 +28,10 @@ def report_sweep(data: SweepData, records: Sequence[JobRecord], draw: Draw | Non
     draw = draw or _choose(data.keys)
     if draw is None or data.table.empty:
         return files
-    drawing = draw(data)
-    for name, figure in drawing.figures.items():
-        files |= style.files(name, figure)
+    with matplotlib.rc_context(style.STYLE):
+        drawing = draw(data)
+        for name, figure in drawing.figures.items():
+            files |= style.files(name, figure)
     for name, table in drawing.tables.items():
         files[f"{name}.csv"] = pd.DataFrame(table).to_csv(index=False)
     for note in drawing.notes:
