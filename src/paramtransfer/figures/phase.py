@@ -9,14 +9,15 @@ from paramtransfer.figures import style
 from paramtransfer.figures.curves import RATIO
 from paramtransfer.figures.drawing import Drawing, SweepData
 
+_UNSEEN = 1e-7  # stands for an error too rare to be seen, in the order of the cells alone
 _ERROR = 0.1  # what Theorem 4.2 says the error stays above where d is too large
 
 
 class Phase:
     """Accuracy against A/(B d), a colour for each value of `size`; hollow where Condition 4.1 does not hold.
 
-    Notes: for each size, C_3 estimated as the A/(B d) at which the error crosses 0.1 (interpolated in the error's
-    logarithm), and C_2 as the smallest -log(error) / (A/(B d)) above it; cells outside Condition 4.1 do not count.
+    Notes: for each size, the A/(B d) at which the error crosses 0.1, and the largest C_2 for which the bound
+    exp(-C_2 A/(B d)) holds above it. Cells outside Condition 4.1 do not count; for C_2, nor cells without an error.
 
     Args:
         size: the swept key that the regime scales with.
@@ -64,10 +65,10 @@ def _constants(cells: pd.DataFrame) -> tuple[float, float]:
         return np.nan, np.nan
     cells = cells.sort_values(RATIO)
     log_ratio = np.log(cells[RATIO].to_numpy())
-    log_error = np.log((1 - cells["test/acc"]).clip(lower=1e-9).to_numpy())
+    log_error = np.log((1 - cells["test/acc"]).clip(lower=_UNSEEN).to_numpy())
     fitted = IsotonicRegression(increasing=False).fit_transform(log_ratio, log_error)
     if not fitted[-1] < np.log(_ERROR) < fitted[0]:
         return np.nan, np.nan
     crossing = float(np.exp(np.interp(-np.log(_ERROR), -fitted, log_ratio)))
-    above = cells[cells[RATIO] > crossing]
-    return crossing, float((-np.log((1 - above["test/acc"]).clip(lower=1e-9)) / above[RATIO]).min())
+    above = cells[(cells[RATIO] > crossing) & (cells["test/acc"] < 1)]
+    return crossing, float((-np.log(1 - above["test/acc"]) / above[RATIO]).min())

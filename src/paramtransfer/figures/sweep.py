@@ -1,5 +1,6 @@
 """What a sweep leaves: a table and, where one or two keys were swept, a figure."""
 
+import sys
 from collections.abc import Sequence
 
 import matplotlib
@@ -22,7 +23,7 @@ def report_sweep(data: SweepData, records: Sequence[JobRecord], draw: Draw | Non
         records: the jobs that have ended.
         draw: how the table is drawn; None chooses by what was swept.
     """
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(printed(data.table, data.keys, [record for record in records if record.error is not None]))
     files: dict[str, str | bytes] = {"table.csv": data.table.to_csv(index=False)}
     draw = draw or _choose(data.keys)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from rich import box
 from rich.table import Table
 
 from paramtransfer.figures.drawing import SweepData
@@ -74,10 +75,14 @@ def read_sweep(store: Store, records: Sequence[JobRecord], job: Callable[[], "Jo
 
 
 def printed(table: pd.DataFrame, keys: Sequence[str], failed: Sequence[JobRecord]) -> Table:
-    """The table for a terminal: what was measured, and what Theorem 4.2 and Proposition 4.4 say of it."""
+    """The table for a terminal: what was measured, and what Theorem 4.2 and Proposition 4.4 (harm?) say of it."""
     has_theory = "theory/transfer_ratio" in table
-    theory = ("A/(B d)", "harm predicted") if has_theory else ()
-    shown = Table(*keys, "without transfer", "with transfer", "gain", "n", *theory, title="Test accuracy ± s.e.")
+    theory = ("A/(B d)", "harm?") if has_theory else ()
+    shown = Table(box=box.SIMPLE_HEAD, title="Test accuracy ± s.e.", padding=(0, 1, 0, 0))
+    short = [key.rpartition(".")[2] for key in keys]
+    names = short if len(set(short)) == len(keys) else keys
+    for name in (*names, "without transfer", "with transfer", "gain", "n", *theory):
+        shown.add_column(name, no_wrap=True)
     for _, row in table.iterrows():
         estimates = [f"{row[name]:.4f} ± {row[f'{name}_sem']:.4f}" for name in (_ESTIMATES[1], _ESTIMATES[0])]
         gain = f"{row['test/gain']:+.4f} ± {row['test/gain_sem']:.4f}"
