@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from paramtransfer.dataset.signal_noise import Samples, SignalNoise
-from paramtransfer.model.two_layer_cnn import TwoLayerCNN, TwoLayerCNNs, output
+from paramtransfer.model.two_layer_cnn import TwoLayerCNN, TwoLayerCNNs
 from paramtransfer.stage import Side
 from paramtransfer.task.synthetic import SyntheticTask, SyntheticTasks
+from paramtransfer.training.full_batch import margins
 from paramtransfer.training.optimizers import GradientDescent
 from paramtransfer.training.solver import GramSolver
 from paramtransfer.transfer.rules import Filters
@@ -69,8 +70,5 @@ def inherit(tasks: SyntheticTasks, alpha: float, *, replicates: int = 2, solver:
 def accuracies(model: TwoLayerCNN, data: SyntheticTask) -> Tensor:
     """Test accuracy of each replicate: (R,)."""
     with torch.no_grad():
-        hits = [
-            points.labels_RN * output(*points.preactivations(model.filters.flatten(1, 2))) >= 0
-            for points in data.test_dataloader()
-        ]
+        hits = [margins(model, points) >= 0 for points in data.test_dataloader()]
     return torch.cat(hits, dim=1).double().mean(1)

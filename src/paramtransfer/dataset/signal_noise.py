@@ -41,9 +41,9 @@ class Samples(NamedTuple):
         )
         return torch.stack(patches, dim=2)
 
-    def preactivations(self, filters_RFD: Tensor) -> tuple[Tensor, Tensor]:
-        """<w, x> on the signal and on the noise patch: (R, N, F) each."""
-        return _on_signal(self.labels_RN, self.signal_RD, filters_RFD), self.noise_RND @ filters_RFD.mT
+    def noise_preactivations(self, filters_RFD: Tensor) -> Tensor:
+        """<w, xi>: (R, N, F)."""
+        return self.noise_RND @ filters_RFD.mT
 
 
 class FreshSamples(NamedTuple):
@@ -61,10 +61,10 @@ class FreshSamples(NamedTuple):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         return type(self)(*(tensor.to(*args, **kwargs) for tensor in self))
 
-    def preactivations(self, filters_RFD: Tensor) -> tuple[Tensor, Tensor]:
-        """<w, x> on the signal and on the noise patch: (R, N, F) each."""
-        noise_RNF = self.normals_RNF @ _root(_off(filters_RFD, self.directions_RSD)).mT
-        return _on_signal(self.labels_RN, self.signal_RD, filters_RFD), self.sigma * noise_RNF
+    def noise_preactivations(self, filters_RFD: Tensor) -> Tensor:
+        """<w, xi>: (R, N, F)."""
+        root_RFF = self.sigma * _root(_off(filters_RFD, self.directions_RSD))
+        return self.normals_RNF @ root_RFF.mT
 
 
 class Draw(NamedTuple):
@@ -203,10 +203,6 @@ class SignalNoise:
 def _signs(rng: np.random.Generator, num: int) -> Tensor:
     """Uniform labels in {-1, +1}: (num,)."""
     return torch.from_numpy(2.0 * rng.integers(0, 2, num) - 1).float()
-
-
-def _on_signal(labels_RN: Tensor, signal_RD: Tensor, filters_RFD: Tensor) -> Tensor:
-    return labels_RN[..., None] * (filters_RFD @ signal_RD[..., None]).mT
 
 
 def _off(vectors: Tensor, directions: Tensor) -> Tensor:

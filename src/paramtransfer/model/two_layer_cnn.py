@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from paramtransfer.checks import number, whole
 
 
-def output(first_RNF: Tensor, second_RNF: Tensor) -> Tensor:
-    """f(W; x) = F_{+1} - F_{-1} from the pre-activations of both patches: (R, N)."""
-    positive_RNM, negative_RNM = (torch.relu(first_RNF) + torch.relu(second_RNF)).chunk(2, dim=-1)
-    return positive_RNM.mean(-1) - negative_RNM.mean(-1)
+def output(preactivations_RNF: Tensor) -> Tensor:
+    """What a patch adds to f(W; x) = F_{+1} - F_{-1}, from its pre-activations: (R, N)."""
+    num_filters = preactivations_RNF.shape[-1] // 2
+    second_layer_F = preactivations_RNF.new_ones(2 * num_filters) / num_filters
+    second_layer_F[num_filters:] *= -1
+    return torch.relu(preactivations_RNF) @ second_layer_F
 
 
 class TwoLayerCNN(nn.Module):
@@ -30,8 +32,7 @@ class TwoLayerCNN(nn.Module):
 
     def forward(self, x_RNPD: Tensor) -> Tensor:
         """f(W; x): (R, N)."""
-        first_RNF, second_RNF = (x_RNPD @ self.filters.flatten(1, 2).mT[:, None]).unbind(dim=2)
-        return output(first_RNF, second_RNF)
+        return output(x_RNPD @ self.filters.flatten(1, 2).mT[:, None]).sum(dim=2)
 
 
 class _Drawn(Protocol):

@@ -19,6 +19,14 @@ from paramtransfer.training.optimizers import GradientDescent
 from paramtransfer.training.solver import GramSolver, Solver
 
 
+def margins(model: TwoLayerCNN, points: FreshSamples | Samples) -> Tensor:
+    """y f(W; x): (R, N)."""
+    filters_RFD = model.filters.flatten(1, 2)
+    signal_R1F = (filters_RFD @ points.signal_RD[..., None]).mT
+    on_signal_RN = torch.where(points.labels_RN > 0, output(signal_R1F), output(-signal_R1F))
+    return points.labels_RN * (on_signal_RN + output(points.noise_preactivations(filters_RFD)))
+
+
 class FullBatchTraining(LightningModule):
     """Trains all replicates of a two-layer CNN at once.
 
@@ -110,5 +118,4 @@ class FullBatchTraining(LightningModule):
     @torch.no_grad()
     def _is_right(self, points: FreshSamples | Samples) -> Tensor:
         """Not an error as Section 3 counts it, y f(W; x) < 0: (R, N)."""
-        f_RN = output(*points.preactivations(self.model.filters.flatten(1, 2)))
-        return points.labels_RN * f_RN >= 0
+        return margins(self.model, points) >= 0
