@@ -353,7 +353,8 @@ def stage_overhead(bench: Bench) -> Iterator[Line]:
     )
     beyond = {name: min(job.wall - job.training for job in jobs) / 3 for name, jobs in times.items()}
     training = min(job.training for job in times["full"]) / 3
-    drawing = min(seconds(lambda: draw_all(bench.job())) for _ in range(repeats)) / 3
+    job = bench.job()
+    drawing = min(seconds(lambda: draw_all(job)) for _ in range(repeats)) / 3
     yield Line(
         what="default job, a stage beyond its solver / the solver",
         ours=duration(beyond["full"]),
@@ -504,11 +505,15 @@ def main() -> None:
         bench = Bench(device=arguments.device, quick=arguments.quick, store=temporary_store(folder))
         bench.run(compose_job(f"trainer={_TRAINER[bench.device]}", *_SHORT, "seed=1000"))  # imports, the store's schema
         for number in arguments.only:
+            table.caption = f"measuring line {number}"
+            live.refresh()
             for line in LINES[number](bench):
                 style = "" if line.good is None else "green" if line.good else "red"
                 ratio = f"[{style}]{line.ratio}[/]" if style else line.ratio
                 table.add_row(str(number), line.what, line.ours, line.peer, ratio, line.wanted)
-                live.refresh()
+        table.caption = None
+    if not console.is_terminal:
+        console.line()
 
 
 if __name__ == "__main__":

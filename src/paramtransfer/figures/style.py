@@ -18,6 +18,7 @@ _LABELS = {
     "model.filters": r"filters per sign $m$",
     "model.init_std": r"initialization $\sigma_0$",
     "optim.lr": r"step size $\eta$",
+    "regime.n": r"size $n$",
     "task.upstream.num_samples": r"source samples $N_1$",
     "task.downstream.num_samples": r"target samples $N_2$",
     "task.upstream.noise": r"source noise $\sigma_{p,1}$",
