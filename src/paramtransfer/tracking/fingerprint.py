@@ -37,11 +37,12 @@ def _sources(path: Path) -> list[Path]:
     return sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
+@cache
 def _code_hash(path: Path) -> str:
+    """Read once: what is edited while a sweep runs is not what the process has loaded."""
     return code_hash(path.read_text(encoding="utf-8"))
 
 
-@cache
 def code_hash(source: str) -> str:
     """A hash of what the code does: comments, docstrings and layout do not count."""
     tree = ast.parse(source)
