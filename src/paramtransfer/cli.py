@@ -49,7 +49,9 @@ def _run(config: DictConfig) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        if in_sweep:
+        if config.plan_only is True:
+            _print_plan(config)
+        elif in_sweep:
             _run_in_sweep(config, os.environ[_SWEEP])
         else:
             _run_alone(config)
@@ -59,16 +61,21 @@ def _run(config: DictConfig) -> None:
         sys.exit(str(error))
 
 
+def _print_plan(config: DictConfig) -> None:
+    from paramtransfer.config import make_job
+    from paramtransfer.experiment import plan
+    from paramtransfer.figures.job import print_plan
+
+    print_plan(plan(make_job(config)))
+
+
 def _run_alone(config: DictConfig) -> None:
     from paramtransfer.config import make_job
-    from paramtransfer.experiment import plan, run
-    from paramtransfer.figures.job import print_job, print_plan
+    from paramtransfer.experiment import run
+    from paramtransfer.figures.job import print_job
     from paramtransfer.tracking.store import open_store
 
     job = make_job(config)
-    if job.plan_only:
-        print_plan(plan(job))
-        return
     started = time.monotonic()
     results = run(job, open_store(_FOLDER), tags={})
     print_job(job, results, seconds=time.monotonic() - started)
@@ -117,6 +124,8 @@ class SweepCallback(Callback):
         from paramtransfer.tracking.store import StoreError, open_store
         from paramtransfer.tracking.sweep import start_sweep
 
+        if config.plan_only is True:  # nothing will be trained
+            return
         name = " ".join(["sweep", *config.hydra.overrides.task])
         try:
             store = open_store(_FOLDER)

@@ -128,7 +128,6 @@ def _make_job(config: DictConfig) -> "Job":
         seed=root.seed,
         replicates=root.replicates,
         reuse=root.reuse,
-        plan_only=root.plan_only,
         config=OmegaConf.to_yaml(config, resolve=True),
     )
 

@@ -56,7 +56,6 @@ class Job:
     seed: int
     replicates: int
     reuse: bool
-    plan_only: bool
     config: str
     """The resolved configuration, as YAML."""
 
