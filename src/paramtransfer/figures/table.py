@@ -26,15 +26,13 @@ def swept_keys(records: Sequence[JobRecord]) -> list[str]:
 
 
 def job_rows(store: Store, records: Sequence[JobRecord]) -> pd.DataFrame:
-    """One row per finished job: what was swept, its downstream's metrics, and n."""
-    keys = swept_keys(records)
+    """One row per finished job: the keys that the command sets, its downstream's metrics, n, and the ids of its runs."""
     rows = []
     for record in records:
         if record.error is None:
             run = store.client.get_run(record.runs["downstream"])
-            swept = {key: record.overrides.get(key) for key in keys}
             ids = {f"{stage}_run_id": run_id for stage, run_id in record.runs.items()}
-            rows.append({**swept, **run.data.metrics, "n": int(run.data.params["replicates"]), **ids})
+            rows.append({**record.overrides, **run.data.metrics, "n": int(run.data.params["replicates"]), **ids})
     return pd.DataFrame(rows)
 
 
