@@ -26,7 +26,7 @@ def swept_keys(records: Sequence[JobRecord]) -> list[str]:
 
 
 def job_rows(store: Store, records: Sequence[JobRecord]) -> pd.DataFrame:
-    """One row per finished job: the keys that the command sets, its downstream's metrics, n, and the ids of its runs."""
+    """One row per finished job: the keys that the command sets, its downstream's metrics, n, ids of its runs."""
     rows = []
     for record in records:
         if record.error is None:
