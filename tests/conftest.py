@@ -1,0 +1,100 @@
+"""What tests of whole jobs share: processes as a user starts them, their store read back, and jobs composed here."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when MLflow is imported
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+TINY = [
+    *("replicates=2", "dataset.dim=20", "model.filters=4", "task.num_test=50", "trainer.progress=false"),
+    *("task.upstream.num_samples=30", "task.upstream.steps=20"),
+    *("task.downstream.num_samples=10", "task.downstream.steps=10"),
+]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # MLflow's own use of what SQLAlchemy 2.1 deprecates.
+    config.addinivalue_line("filterwarnings", "ignore:The ``noload`` loader strategy is deprecated")
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., "subprocess.Popen[str]"]:
+    """Starts `python train.py` in a folder with the smallest settings, and more after them, without waiting."""
+
+    def start(folder: Path, *arguments: str, more: Sequence[str] = (), **environment: str) -> "subprocess.Popen[str]":
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        return subprocess.Popen(
+            [sys.executable, str(REPO / "train.py"), *arguments, *TINY, *more],
+            cwd=folder,
+            # One thread each, so that processes do not spin against each other; wide tables do not wrap.
+            env={**clean, "OMP_NUM_THREADS": "1", "COLUMNS": "250", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def train(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """The same, waiting for its end."""
+
+    def train(*arguments: Any, timeout: float = 120, **options: Any) -> "subprocess.CompletedProcess[str]":
+        with start(*arguments, **options) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=timeout)
+            finally:
+                process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def client_of() -> Callable[..., Any]:
+    """The MLflow client of a folder's default store, or of a URI."""
+    from mlflow import MlflowClient
+
+    def client_of(store: Path | str) -> MlflowClient:
+        return MlflowClient(store if isinstance(store, str) else f"sqlite:///{store / 'mlruns' / 'mlflow.db'}")
+
+    return client_of
+
+
+@pytest.fixture(scope="session")
+def runs_of(client_of: Callable[..., Any]) -> Callable[..., dict[str, list[Any]]]:
+    """All runs of a store by their stage, oldest first."""
+
+    def runs_of(store: Path | str, experiment: str = "paramtransfer") -> dict[str, list[Any]]:
+        client = client_of(store)
+        found = client.get_experiment_by_name(experiment)
+        by_stage: dict[str, list[Any]] = {}
+        for run in client.search_runs([found.experiment_id] if found else [], order_by=["attributes.start_time ASC"]):
+            by_stage.setdefault(run.data.tags["stage"], []).append(run)
+        return by_stage
+
+    return runs_of
+
+
+@pytest.fixture
+def compose_job() -> Callable[..., Any]:
+    """The job that a command line describes, made in this process."""
+    from hydra import compose, initialize_config_dir
+
+    from paramtransfer.config import make_job, register_resolvers
+
+    def compose_job(*overrides: str) -> Any:
+        register_resolvers()
+        with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+            config = compose("config", overrides=list(overrides))
+        return make_job(config)
+
+    return compose_job

@@ -1,0 +1,275 @@
+"""The store: what identifies a run, how it ends whatever happens, and stores that are shared, remote or broken."""
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paramtransfer.tracking.fingerprint import code_hash
+from paramtransfer.tracking.store import Store, StoreError
+
+REPO = Path(__file__).parents[1]
+STAGES = {"upstream", "baseline", "downstream"}
+
+Fixture = Callable[..., Any]
+
+
+def _statuses(runs: dict[str, list[Any]]) -> dict[str, list[str]]:
+    return {stage: [run.info.status for run in runs[stage]] for stage in runs}
+
+
+# How runs end.
+
+
+def _wait_for(folder: Path, query: str, process: "subprocess.Popen[str]") -> int:
+    """Wait until a query of a job's default store counts something, and return the count."""
+    for _ in range(6000):
+        try:
+            with closing(sqlite3.connect(f"file:{folder}/mlruns/mlflow.db?mode=ro", uri=True)) as connection:
+                (count,) = connection.execute(query).fetchone()
+        except sqlite3.OperationalError:  # no file, no table, or being written
+            count = 0
+        if count:
+            return int(count)
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    raise AssertionError(f"never true: {query}")
+
+
+@pytest.mark.parametrize(
+    ("number", "arguments", "moment"),
+    [
+        pytest.param(signal.SIGTERM, [], "metrics WHERE key = 'train/loss'", id="SIGTERM in training"),
+        pytest.param(signal.SIGINT, ["-m", "alpha=0,1"], "metrics WHERE key = 'train/loss'", id="SIGINT in a sweep"),
+        pytest.param(signal.SIGTERM, [], "runs", id="SIGTERM at the first run's creation"),
+    ],
+)
+def test_interrupted_job_leaves_its_runs_killed(
+    number: signal.Signals,
+    arguments: list[str],
+    moment: str,
+    tmp_path: Path,
+    start: Fixture,
+    runs_of: Fixture,
+    client_of: Fixture,
+) -> None:
+    """A job that is told to end marks its runs KILLED, keeps the metrics so far and says one word."""
+    endless = ("task.upstream.steps=1000000", "task.curve_points=1000000")
+    with start(tmp_path, *arguments, more=endless) as process:
+        try:
+            count = _wait_for(tmp_path, f"SELECT COUNT(*) FROM {moment}", process)
+            process.send_signal(number)
+            stdout, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 1, (process.returncode, stderr)
+    assert stderr.strip() == ("terminated" if number == signal.SIGTERM else "interrupted")
+    runs = runs_of(tmp_path)
+    assert [run.info.status for run in runs.pop("sweep", [])] in ([], ["FAILED"], ["KILLED"])
+    assert {run.info.status for stage in runs for run in runs[stage]} == {"KILLED"}
+    if moment != "runs":
+        assert runs.keys() == STAGES
+        (upstream,) = runs["upstream"]
+        assert len(client_of(tmp_path).get_metric_history(upstream.info.run_id, "train/loss")) >= count
+        assert "training" not in stdout  # no table of results
+
+
+def test_diverged_training_leaves_its_runs_failed(tmp_path: Path, train: Fixture, runs_of: Fixture) -> None:
+    """A training whose loss is no longer a number ends with a sentence that names the step size, its runs FAILED."""
+    process = train(tmp_path, "optim.lr=1e300")
+    assert process.returncode == 1
+    assert "training diverged" in process.stderr
+    assert "optim.lr=1e+300" in process.stderr
+    runs = runs_of(tmp_path)
+    assert _statuses(runs) == {stage: ["FAILED"] for stage in STAGES}
+
+
+# Stores that are broken, shared or remote.
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_server_that_cannot_be_reached(tmp_path: Path, train: Fixture) -> None:
+    """A server that does not answer ends a job soon, in one sentence that names it and hides the password."""
+    port = _free_port()
+    process = train(tmp_path, timeout=30, MLFLOW_TRACKING_URI=f"http://user:secret@127.0.0.1:{port}")
+    assert process.returncode == 1
+    (sentence,) = process.stderr.strip().splitlines()
+    assert f"@127.0.0.1:{port}" in sentence
+    assert "secret" not in process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("scheme", ["sqlite:///", "foo://user:secret@"])
+def test_store_that_cannot_be_opened(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SQLite file in an impossible place, or no store at all, is named in one sentence."""
+    (tmp_path / "file").touch()
+    uri = f"{scheme}{tmp_path / 'file' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(StoreError) as refusal:
+        Store(tmp_path)
+    assert uri.replace("secret", "***") in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path, train: Fixture) -> None:
+    """A folder in which no mlruns/ can be made ends a job in one sentence that names it."""
+    (tmp_path / "mlruns").touch()
+    process = train(tmp_path, timeout=30)
+    assert process.returncode == 1
+    (sentence,) = process.stderr.strip().splitlines()
+    assert "mlruns" in sentence
+
+
+def test_deleted_experiment_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment that was deleted in the browser takes no runs, and is named before a job starts."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    store = Store(tmp_path)
+    store.client.delete_experiment(store.experiment_id)
+    with pytest.raises(StoreError, match=r"paramtransfer.*deleted"):
+        Store(tmp_path)
+
+
+def test_processes_share_a_new_store(tmp_path: Path, start: Fixture, runs_of: Fixture) -> None:
+    """Four jobs that start at once where there is no store yet all finish in one."""
+    processes = [start(tmp_path, f"seed={seed}") for seed in range(4)]
+    for process in processes:
+        with process:
+            _, stderr = process.communicate(timeout=300)
+            assert process.returncode == 0, stderr
+    runs = runs_of(tmp_path)
+    assert _statuses(runs) == {stage: ["FINISHED"] * 4 for stage in STAGES}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The URI of an MLflow server that runs while a test does."""
+    port = _free_port()
+    uri = f"http://127.0.0.1:{port}"
+    folder = tmp_path / "server"
+    folder.mkdir()
+    options = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder)]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *options]
+    with (
+        (folder / "log.txt").open("w") as log,
+        subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 120
+            while not _is_healthy(uri):
+                assert process.poll() is None, (folder / "log.txt").read_text()
+                assert time.monotonic() < deadline, (folder / "log.txt").read_text()
+                time.sleep(0.2)
+            yield uri
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _is_healthy(uri: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def test_server_over_http(server: str, tmp_path: Path, train: Fixture, runs_of: Fixture) -> None:
+    """Runs go to the server and the experiment that the environment names, and are found there again."""
+    for _ in range(2):
+        process = train(tmp_path, MLFLOW_TRACKING_URI=server, MLFLOW_EXPERIMENT_NAME="own")
+        assert process.returncode == 0, process.stderr
+        runs = runs_of(server, experiment="own")
+        assert _statuses(runs) == {stage: ["FINISHED"] for stage in STAGES}
+    assert process.stdout.count("reused") == 2
+    assert not (tmp_path / "mlruns" / "mlflow.db").exists()
+
+
+# What identifies a run.
+
+
+def test_code_hash_sees_code_alone() -> None:
+    """Comments, docstrings and layout do not count, a changed line does."""
+    plain = "def f(x):\n    return x + 1\n\n\nclass C:\n    y: int = 2\n"
+    function = 'def f(x):\n    """F."""\n    # why\n    return (x\n            + 1)\n'
+    written = f'"""M."""\n\n{function}class C:\n    """C."""\n    y: int = 2\n    """Y."""\n'
+    assert code_hash(written) == code_hash(plain)
+    assert code_hash(plain.replace("+ 1", "+ 2")) != code_hash(plain)
+    assert code_hash(plain.replace("int = 2", "int = 3")) != code_hash(plain)
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("alpha=0.25", {"downstream"}),
+        ("task.upstream.num_samples=31", {"upstream", "downstream"}),
+        ("task.upstream.steps=21", {"upstream", "downstream"}),
+        ("dataset.v1_norm=1", {"upstream", "downstream"}),
+        ("task.downstream.noise=2", {"baseline", "downstream"}),
+        ("task.downstream.steps=11", {"baseline", "downstream"}),
+        ("dataset.v2_norm=1", {"baseline", "downstream"}),
+        ("seed=1", STAGES),
+        ("replicates=3", STAGES),
+        ("dataset.dim=21", STAGES),
+        ("optim.lr=0.02", STAGES),
+        ("solver=autograd", STAGES),
+        ("trainer.precision=64-true", STAGES),
+        ("trainer.progress=false", set()),
+        ("reuse=false", set()),
+        ("scale=full", set()),
+    ],
+)
+def test_fingerprint_holds_what_a_stage_depends_on(override: str, changed: set[str], compose_job: Fixture) -> None:
+    """A setting changes the fingerprints of the stages whose result it can change, and no others."""
+    before, after = compose_job().stages, compose_job(override).stages
+    assert {stage for stage in STAGES if before[stage].fingerprint != after[stage].fingerprint} == changed
+
+
+def test_fingerprint_holds_the_code_that_trains(tmp_path: Path) -> None:
+    """The code that makes a result is in its fingerprint; comments, and the code that tracks and draws, are not."""
+    package = tmp_path / "paramtransfer"
+    shutil.copytree(REPO / "src" / "paramtransfer", package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def is_changed_by(line: str, file: str) -> bool:
+        before = _in_copy(tmp_path, "tracking.fingerprint", "fingerprint({}, device='cpu')")
+        with (package / file).open("a") as opened:
+            opened.write(f"\n{line}\n")
+        return before != _in_copy(tmp_path, "tracking.fingerprint", "fingerprint({}, device='cpu')")
+
+    for file in ("figures/table.py", "tracking/store.py", "cli.py"):
+        assert not is_changed_by("x = 1", file), file
+    assert not is_changed_by("# x", "training/solver.py")
+    for file in ("dataset/signal_noise.py", "task/synthetic.py", "model/two_layer_cnn.py"):
+        assert is_changed_by("x = 1", file), file
+    for file in ("transfer/select.py", "training/solver.py", "randomness.py", "statistics.py"):
+        assert is_changed_by("x = 1", file), file
+
+
+def test_without_a_checkout_the_commit_is_unknown(tmp_path: Path) -> None:
+    """A copy of the package that no git checkout holds says that its commit is unknown."""
+    shutil.copytree(REPO / "src" / "paramtransfer", tmp_path / "paramtransfer")
+    assert _in_copy(tmp_path, "tracking.provenance", "git_commit()", GIT_CEILING_DIRECTORIES=str(tmp_path)) == "unknown"
+
+
+def _in_copy(folder: Path, module: str, call: str, **environment: str) -> str:
+    """What a call returns in a copy of the package."""
+    name = call.partition("(")[0]
+    code = f"from paramtransfer.{module} import {name}; print({call})"
+    environment = {**os.environ, "PYTHONPATH": str(folder), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
