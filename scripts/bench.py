@@ -38,10 +38,10 @@ from torch.nn.functional import softplus
 
 from paramtransfer.config import make_job
 from paramtransfer.dataset.signal_noise import TEST_CHUNK, Samples
+from paramtransfer.estimates import accuracy
 from paramtransfer.experiment import Job, run
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.stage import SIDES
-from paramtransfer.statistics import accuracy
 from paramtransfer.task.synthetic import SyntheticTasks
 from paramtransfer.tracking.store import Store
 from paramtransfer.training.solver import GramSolver

@@ -14,7 +14,7 @@ from paramtransfer.figures.curves import Curves
 from paramtransfer.figures.drawing import SweepData
 from paramtransfer.figures.heatmap import Heatmap
 from paramtransfer.figures.phase import Phase
-from paramtransfer.figures.table import average_seeds, swept_keys
+from paramtransfer.figures.sweep_table import average_seeds, swept_keys
 from paramtransfer.tracking.store import open_store
 from paramtransfer.tracking.sweep import JobRecord
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from synthetic import accuracies, fresh, inherit, make_tasks, samples_of, train
+from small_stages import accuracies, fresh, inherit, make_tasks, samples_of, train
 
 
 @pytest.mark.parametrize("coordinates", ["ambient", "reduced"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from synthetic import fresh, inherit, make_tasks, samples_of, train
+from small_stages import fresh, inherit, make_tasks, samples_of, train
 
 from paramtransfer import theory
 from paramtransfer.training.dynamics import Observer, coefficients

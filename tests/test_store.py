@@ -255,7 +255,7 @@ def test_fingerprint_holds_the_code_that_trains(tmp_path: Path) -> None:
     assert not is_changed_by("# x", "training/solver.py")
     for file in ("dataset/signal_noise.py", "task/synthetic.py", "model/two_layer_cnn.py"):
         assert is_changed_by("x = 1", file), file
-    for file in ("transfer/select.py", "training/solver.py", "randomness.py", "statistics.py"):
+    for file in ("transfer/select.py", "training/solver.py", "randomness.py", "estimates.py"):
         assert is_changed_by("x = 1", file), file
 
 

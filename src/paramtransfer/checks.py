@@ -9,36 +9,43 @@ def whole(key: str, value: Any, *, at_least: int) -> int:
     """A whole number; 1e6 is one."""
     if _is_number(value) and value == math.floor(value) and value >= at_least:
         return int(value)
-    raise ValueError(f"{key}={value}: must be a whole number of at least {at_least}")
+    raise refusal(key, value, f"a whole number of at least {at_least}")
 
 
 def number(key: str, value: Any, *, above: float | None = None, at_least: float = -math.inf) -> float:
     """A finite number."""
     if _is_number(value) and value >= at_least and (above is None or value > above):
         return float(value)
-    allowed = f"above {above:g}" if above is not None else f"of at least {at_least:g}"
-    raise ValueError(f"{key}={value}: must be a finite number {allowed}")
+    raise refusal(
+        key, value, f"a finite number {f'above {above:g}' if above is not None else f'of at least {at_least:g}'}"
+    )
 
 
 def share(key: str, value: Any) -> float:
     """A number from 0 to 1."""
     if _is_number(value) and 0 <= value <= 1:
         return float(value)
-    raise ValueError(f"{key}={value}: must be a number from 0 to 1")
+    raise refusal(key, value, "a number from 0 to 1")
 
 
 def choice(key: str, value: Any, options: Sequence[str]) -> str:
     """One of some names."""
     if isinstance(value, str) and value in options:
         return value
-    raise ValueError(f"{key}={value}: must be {' or '.join(options)}")
+    raise refusal(key, value, " or ".join(options))
 
 
 def flag(key: str, value: Any) -> bool:
     """A truth value."""
     if isinstance(value, bool):
         return value
-    raise ValueError(f"{key}={value}: must be true or false")
+    raise refusal(key, value, "true or false")
+
+
+def refusal(key: str, value: Any, allowed: str) -> ValueError:
+    """What to raise: the value is shown as it is written in a configuration."""
+    shown = {None: "null", True: "true", False: "false"}.get(value, value) if isinstance(value, bool | None) else value
+    return ValueError(f"{key}={shown}: must be {allowed}")
 
 
 def _is_number(value: Any) -> bool:

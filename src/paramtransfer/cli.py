@@ -3,9 +3,13 @@
 import os
 import signal
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -31,13 +35,21 @@ class Refusal(CompactHydraException):
 def main() -> None:
     """Run the job or the sweep that the command line describes."""
     register_resolvers()
-    try:
+    _end_gracefully()
+    with _closing_sweep():
         _run()
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    finally:
-        if SweepCallback.running is not None:
-            _close_sweep(SweepCallback.running)
+
+
+def _end_gracefully() -> None:
+    """SIGTERM and Ctrl-C become exceptions of one word, so that no run is left RUNNING."""
+    for number, word in ((signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, partial(_end, word))
+
+
+def _end(word: str, *_: Any) -> None:
+    SweepCallback.interrupted = True
+    sys.exit(word)
 
 
 @hydra.main(version_base="1.3", config_path=str(_CONF), config_name="config")
@@ -45,8 +57,7 @@ def _run(config: DictConfig) -> None:
     from paramtransfer.config import ConfigError
     from paramtransfer.tracking.store import StoreError
 
-    # Python's own reaction to SIGTERM would leave runs RUNNING.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    _end_gracefully()  # a launcher may have started this job in a process of its own
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         if config.plan_only is True:
@@ -64,7 +75,7 @@ def _run(config: DictConfig) -> None:
 def _print_plan(config: DictConfig) -> None:
     from paramtransfer.config import make_job
     from paramtransfer.experiment import plan
-    from paramtransfer.figures.job import print_plan
+    from paramtransfer.figures.job_table import print_plan
 
     print_plan(plan(make_job(config)))
 
@@ -72,7 +83,7 @@ def _print_plan(config: DictConfig) -> None:
 def _run_alone(config: DictConfig) -> None:
     from paramtransfer.config import make_job
     from paramtransfer.experiment import run
-    from paramtransfer.figures.job import print_job
+    from paramtransfer.figures.job_table import print_job
     from paramtransfer.tracking.store import open_store
 
     job = make_job(config)
@@ -84,7 +95,7 @@ def _run_alone(config: DictConfig) -> None:
 def _run_in_sweep(config: DictConfig, sweep_id: str) -> None:
     from paramtransfer.config import make_job
     from paramtransfer.experiment import run
-    from paramtransfer.figures.job import print_job_line
+    from paramtransfer.figures.job_table import print_job_line
     from paramtransfer.tracking.store import open_store
     from paramtransfer.tracking.sweep import JobRecord, record_job, tags_of
 
@@ -115,31 +126,49 @@ def _overrides(config: DictConfig, overrides: list[str]) -> dict[str, Any]:
 class SweepCallback(Callback):
     """Opens the run of a sweep in the process that starts it, and tells each job, wherever it runs, which one it is."""
 
-    running: str | None = None
+    opened: ClassVar[list[str]] = []
+    """The sweep's run, in the process that started it."""
+    interrupted: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.sweep_id = ""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Hydra would end with a traceback where its own folder cannot be made."""
+        try:
+            _FOLDER.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=_FOLDER):
+                pass
+        except OSError as error:
+            sys.exit(f"{_FOLDER.absolute()}: must be a folder that can be written ({error.strerror})")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from paramtransfer.tracking.store import StoreError, open_store
         from paramtransfer.tracking.sweep import start_sweep
 
+        self.on_run_start(config)
         if config.plan_only is True:  # nothing will be trained
             return
         name = " ".join(["sweep", *config.hydra.overrides.task])
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         try:
             store = open_store(_FOLDER)
         except StoreError as error:  # raised here, it would be no more than a warning to Hydra
             sys.exit(str(error))
-        self.sweep_id = start_sweep(store, name=name, config=OmegaConf.to_yaml(_without_hydra(config)))
-        SweepCallback.running = self.sweep_id
+        self.sweep_id = start_sweep(store, SweepCallback.opened, name=name, config=OmegaConf.to_yaml(own))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         os.environ[_SWEEP] = self.sweep_id
 
 
-def _without_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+@contextmanager
+def _closing_sweep() -> Iterator[None]:
+    """However the block ends, the run of a sweep that was started in it gets its table and its end."""
+    try:
+        yield
+    finally:
+        if SweepCallback.opened:
+            _close_sweep(SweepCallback.opened.pop())
 
 
 def _close_sweep(sweep_id: str) -> None:
@@ -147,17 +176,19 @@ def _close_sweep(sweep_id: str) -> None:
     from hydra.utils import instantiate
 
     from paramtransfer.config import make_job
-    from paramtransfer.figures.sweep import report_sweep
-    from paramtransfer.figures.table import read_sweep
+    from paramtransfer.figures.sweep_report import draw_figure, print_table
+    from paramtransfer.figures.sweep_table import read_sweep
     from paramtransfer.tracking.store import open_store
-    from paramtransfer.tracking.sweep import finish_sweep, read_config, read_jobs
+    from paramtransfer.tracking.sweep import end_sweep, read_config, read_jobs, write_jobs
 
-    SweepCallback.running = None
     store = open_store(_FOLDER)
-    with store.closing([sweep_id]):
+    with store.closing() as opened:
+        opened.append(sweep_id)
         records = read_jobs(store, sweep_id)
+        write_jobs(store, sweep_id, records)
         config = DictConfig(OmegaConf.create(read_config(store, sweep_id)))
         data = read_sweep(store, records, job=lambda: make_job(config))
-        files = report_sweep(data, records, instantiate(config.figure, _convert_="all"))
-        finish_sweep(store, sweep_id, records, files)
-    print(f"sweep {sweep_id}: table and figure are in its run. Compare the runs in the browser: make ui")
+        store.write_files(sweep_id, print_table(data, records))
+        store.write_files(sweep_id, draw_figure(data, instantiate(config.figure, _convert_="all")))
+        end_sweep(store, sweep_id, records, interrupted=SweepCallback.interrupted)
+    print(f"sweep {sweep_id}: its table and figure are in its run. Compare the runs in the browser: make ui")

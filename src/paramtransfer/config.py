@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from paramtransfer.checks import choice, flag, whole
+from paramtransfer.checks import choice, flag, refusal, whole
 from paramtransfer.stage import Stage
 
 if TYPE_CHECKING:
@@ -91,19 +92,23 @@ def make_job(config: DictConfig) -> "Job":
     try:
         return _make_job(config)
     except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
-            raise ConfigError(str(error.__cause__)) from None
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(str(error.__cause__ or error).splitlines()[0]) from error
+    except (ValueError, OmegaConfBaseException) as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
 
 
 def _make_job(config: DictConfig) -> "Job":
+    import torch
     from hydra.utils import instantiate
 
     from paramtransfer.experiment import Job
 
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    for group in (*_GROUPS, "trainer"):
+        if not isinstance(values[group], dict):
+            raise refusal(group, values[group], f"one of the options in conf/{group}/")
+    if not isinstance(values["figure"], dict | None):
+        raise refusal("figure", values["figure"], "null or a class of figures by its _target_")
     root = Root(**{key: values[key] for key in Root.__dataclass_fields__})
     transfer = instantiate(values["transfer"], _convert_="all")
     dataset = instantiate(values["dataset"], _convert_="all")
@@ -113,6 +118,9 @@ def _make_job(config: DictConfig) -> "Job":
         _without(values["task"], "training"), dataset=dataset, model=model, optim=optim, _convert_="all"
     )
     trainer = instantiate(values["trainer"], _convert_="all")
+    training = instantiate(values["task"]["training"], optim=optim, solver=instantiate(values["solver"]))
+    training(model=torch.nn.Identity())  # refuses what it refuses before any run exists, and so does the figure
+    instantiate(values["figure"], _convert_="all")
 
     stages: list[Stage] = ["baseline", "downstream"]
     if transfer.needs_upstream:
@@ -122,7 +130,7 @@ def _make_job(config: DictConfig) -> "Job":
         tasks=tasks,
         model=model,
         transfer=transfer,
-        training=instantiate(values["task"]["training"], optim=optim, solver=instantiate(values["solver"])),
+        training=training,
         trainer=trainer,
         stages={stage: _settings(values, stage, stages, unused, trainer.device) for stage in stages},
         seed=root.seed,
@@ -152,7 +160,7 @@ def _settings(
         del groups["transfer"]
     elif "alpha" in values["transfer"]:
         params["alpha"] = values["alpha"]
-    params |= dict(_flatten(groups)) | {"trainer.precision": values["trainer"]["precision"]}
+    params = dict(_flatten({**params, **groups, "trainer": {"precision": values["trainer"]["precision"]}}))
     own_sources = {_source(target) for key, target in params.items() if key.endswith("_target_") and _is_own(target)}
     return StageSettings(fingerprint=fingerprint(params, device=device, own_sources=own_sources), params=params)
 
@@ -161,10 +169,14 @@ def _without(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in keys}
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            yield from _flatten(dict(enumerate(value)), f"{prefix}{key}.")
+        elif isinstance(value, float) and value.is_integer():
+            yield f"{prefix}{key}", int(value)  # 1.0 and 1 are the same setting
         else:
             yield f"{prefix}{key}", value
 

@@ -9,8 +9,8 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from paramtransfer.estimates import accuracy, paired_gain
 from paramtransfer.stage import SIDES, Side, Stage
-from paramtransfer.statistics import accuracy, paired_gain
 from paramtransfer.tracking.store import Store, as_json
 from paramtransfer.training.trainer import StageTrainer
 from paramtransfer.transfer.apply import Report
@@ -91,18 +91,17 @@ def run(job: Job, store: Store, *, tags: Mapping[str, str]) -> dict[Stage, Stage
                 run_id=run.info.run_id, metrics=run.data.metrics, state=saved["state"], hits_RN=hits_RN, reused=True
             )
             store.tag(run.info.run_id, tags)
-    created: list[str] = []
-    with store.closing(created):
+    with store.closing() as opened:
         for stage, settings in job.stages.items():
             if stage not in results:
                 others = {f"{other}_run_id": run_ids[other] for other in run_ids if stage == "downstream"}
                 run_ids[stage] = store.create(
+                    opened,
                     name=_name(job, stage),
                     tags={"stage": stage, "fingerprint": settings.fingerprint, **others, **tags},
                     params=settings.params,
                     files={"config.yaml": job.config},
                 )
-                created.append(run_ids[stage])
         for stage in job.stages:
             if stage not in results:
                 results[stage] = _train(job, stage, store, run_ids[stage], results)

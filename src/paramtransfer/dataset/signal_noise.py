@@ -4,6 +4,7 @@ Shape letters: R replicates, N samples, P patches (2), V vectors of a stage, F f
 D coordinates, S signals of a task (u and v_k).
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramtransfer.checks import choice, number, whole
+from paramtransfer.checks import choice, number, refusal, whole
 from paramtransfer.dataset.coordinates import NUM_SIGNALS, Ambient, Coordinates, Reduced
 from paramtransfer.randomness import stream
 from paramtransfer.stage import Side
@@ -103,33 +104,34 @@ class SignalNoise:
         u_norm: float,
         v1_norm: float | None = None,
         v2_norm: float | None = None,
-        signal_norm: float = 3.0,
+        signal_norm: float | None = 3.0,
         noise_scale: str = "variance",
         coordinates: str = "reduced",
     ) -> None:
         self.dim = whole("dataset.dim", dim, at_least=NUM_SIGNALS + 1)
-        for key, norm in {"u_norm": u_norm, "v1_norm": v1_norm, "v2_norm": v2_norm, "signal_norm": signal_norm}.items():
-            if norm is not None:
-                number(f"dataset.{key}", norm, at_least=0)
-        if None in (v1_norm, v2_norm) and u_norm > signal_norm:
-            raise ValueError(
-                f"dataset.u_norm={u_norm}: must be at most dataset.signal_norm={signal_norm}, from which v1_norm and "
-                "v2_norm are derived where they are null"
-            )
+        self.u_norm = number("dataset.u_norm", u_norm, at_least=0)
+        self.v_norm: dict[Side, float] = {
+            "upstream": self._own_norm("v1_norm", v1_norm, signal_norm),
+            "downstream": self._own_norm("v2_norm", v2_norm, signal_norm),
+        }
         self.noise_scale = choice("dataset.noise_scale", noise_scale, ("variance", "std"))
         self.coordinates = choice("dataset.coordinates", coordinates, ("ambient", "reduced"))
         self._gaussian = type(self).standard_noise is SignalNoise.standard_noise
         if coordinates == "reduced" and not self._gaussian:
-            raise ValueError(
-                f"dataset.coordinates=reduced: must be ambient for {type(self).__name__}, whose noise has a law of "
-                "its own: reduced coordinates exist for Gaussian noise only"
+            allowed = f"ambient for {type(self).__name__}: reduced coordinates exist for Gaussian noise only"
+            raise refusal("dataset.coordinates", coordinates, allowed)
+
+    def _own_norm(self, key: str, norm: float | None, signal_norm: float | None) -> float:
+        """||v_k||: as given, or what u leaves of ||u + v_k||."""
+        if norm is not None:
+            return number(f"dataset.{key}", norm, at_least=0)
+        whole_norm = number("dataset.signal_norm", signal_norm, at_least=0)
+        if self.u_norm > whole_norm:
+            allowed = (
+                f"at most dataset.signal_norm={whole_norm:g}, from which dataset.{key} is derived where it is null"
             )
-        derived = max(signal_norm**2 - u_norm**2, 0.0) ** 0.5
-        self.u_norm = u_norm
-        self.v_norm: dict[Side, float] = {
-            "upstream": derived if v1_norm is None else v1_norm,
-            "downstream": derived if v2_norm is None else v2_norm,
-        }
+            raise refusal("dataset.u_norm", self.u_norm, allowed)
+        return math.sqrt(whole_norm**2 - self.u_norm**2)
 
     def sigma(self, noise: float) -> float:
         """The standard deviation of one noise coordinate under the chosen reading of sigma_p."""

@@ -1,5 +1,6 @@
 """Accuracy against one swept key, the theory beside it."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ class Curves:
         has_theory = RATIO in table
         figure, axes = style.panels(1 + has_theory)
         self._draw_baseline(axes[0], table)
-        for colour, marker, (name, curve) in zip(style.COLOURS, "osD^vP", self._curves(table), strict=False):
+        looks = itertools.cycle(zip(style.COLOURS, "osD^vP", strict=True))
+        for (colour, marker), (name, curve) in zip(looks, self._curves(table), strict=False):
             look: dict[str, Any] = {"color": colour, "marker": marker, "label": name}
             axes[0].errorbar(curve[self.x], curve["test/acc"], curve["test/acc_sem"], **look)
             if has_theory:

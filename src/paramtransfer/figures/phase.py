@@ -1,5 +1,6 @@
 """The phase transition of Theorem 4.2 in its own regime."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class Phase:
     def __call__(self, data: SweepData) -> Drawing:
         figure, axes = style.panels(2)
         notes, crossings = [], []
-        for colour, (size, cells) in zip(style.COLOURS, data.table.groupby(self.size), strict=False):
+        for colour, (size, cells) in zip(itertools.cycle(style.COLOURS), data.table.groupby(self.size), strict=False):
             look: dict[str, Any] = {"color": colour, "linestyle": "", "marker": "o"}
             for inside, group in cells.groupby("theory/condition_holds"):
                 fill = {} if inside else {"markerfacecolor": "white"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGE = Path(__file__).parents[1]
-_CODE = ("dataset", "task", "model", "transfer", "training", "randomness.py", "statistics.py")
+_CODE = ("dataset", "task", "model", "transfer", "training", "randomness.py", "estimates.py")
 _VERSIONS = ("torch", "torchvision", "timm")
 
 

@@ -92,10 +92,22 @@ class Store:
             result: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             return result
 
-    def create(self, *, name: str, tags: Mapping[str, str], params: Mapping[str, Any], files: Mapping[str, str]) -> str:
-        """A new run, with where it comes from, its parameters and some text artifacts; returns its id."""
+    def create(
+        self,
+        opened: list[str],
+        *,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+        files: Mapping[str, str],
+    ) -> str:
+        """A new run, with where it comes from, its parameters and some text artifacts; returns its id.
+
+        The id joins `opened` as soon as the run exists, so that `closing` finds it whatever happens then.
+        """
         tags = {"mlflow.source.git.commit": provenance.git_commit(), "mlflow.source.type": "LOCAL", **tags}
         run_id: str = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id
+        opened.append(run_id)
         self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
         provenance_files = {
             "git_commit.txt": provenance.git_commit() + "\n",
@@ -143,10 +155,11 @@ class Store:
         self.client.set_terminated(run_id)
 
     @contextmanager
-    def closing(self, run_ids: list[str]) -> Iterator[None]:
-        """No run that is still open when the block is left by an exception stays RUNNING: FAILED, or KILLED if told."""
+    def closing(self) -> Iterator[list[str]]:
+        """Runs opened in the block do not stay RUNNING if an exception ends it: they are FAILED, or KILLED if told."""
+        run_ids: list[str] = []
         try:
-            yield
+            yield run_ids
         except BaseException as error:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
             for run_id in run_ids:
@@ -164,6 +177,8 @@ def _open(uri: str, experiment: str, artifacts: str | None) -> tuple[MlflowClien
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(experiment)
     if found is not None:
+        if found.lifecycle_stage != "active":
+            raise OSError(f"its experiment {experiment} is deleted: restore it or set MLFLOW_EXPERIMENT_NAME")
         return client, found.experiment_id
     return client, client.create_experiment(experiment, artifact_location=artifacts)
 
@@ -212,8 +227,7 @@ def _in_time(connect: Callable[[], tuple[MlflowClient, str]]) -> tuple[MlflowCli
 
 def _public(uri: str) -> str:
     """The URI without password and query."""
-    parts = urlsplit(uri)
-    return _without_password(parts._replace(query="").geturl(), uri)
+    return _without_password(uri.partition("?")[0], uri)
 
 
 def _without_password(text: str, uri: str) -> str:

@@ -1,7 +1,6 @@
 """The run of a sweep: which jobs it has, how they ended, and what is made of them."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,9 +23,9 @@ class JobRecord:
     """Why the job failed, in one sentence."""
 
 
-def start_sweep(store: Store, *, name: str, config: str) -> str:
-    """A new run for a sweep; its id is the sweep's."""
-    return store.create(name=name, tags={"stage": "sweep"}, params={}, files={"config.yaml": config})
+def start_sweep(store: Store, opened: list[str], *, name: str, config: str) -> str:
+    """A new run for a sweep, in `opened`; its id is the sweep's."""
+    return store.create(opened, name=name, tags={"stage": "sweep"}, params={}, files={"config.yaml": config})
 
 
 def tags_of(sweep_id: str, num: int) -> dict[str, str]:
@@ -50,8 +49,12 @@ def read_config(store: Store, sweep_id: str) -> str:
     return store.read_files(sweep_id, suffix="config.yaml")["config.yaml"]
 
 
-def finish_sweep(store: Store, sweep_id: str, records: list[JobRecord], files: Mapping[str, str | bytes]) -> None:
-    """Keep the sweep's table and figure, and close its run: FAILED if a job failed or none ended."""
-    store.write_files(sweep_id, {"jobs.json": as_json([asdict(record) for record in records]), **files})
+def write_jobs(store: Store, sweep_id: str, records: list[JobRecord]) -> None:
+    """Keep all jobs in one file of the sweep's run."""
+    store.write_files(sweep_id, {"jobs.json": as_json([asdict(record) for record in records])})
+
+
+def end_sweep(store: Store, sweep_id: str, records: list[JobRecord], *, interrupted: bool) -> None:
+    """Close the sweep's run: KILLED if interrupted, FAILED if a job failed or none ended."""
     complete = bool(records) and all(record.error is None for record in records)
-    store.client.set_terminated(sweep_id, "FINISHED" if complete else "FAILED")
+    store.client.set_terminated(sweep_id, "KILLED" if interrupted else "FINISHED" if complete else "FAILED")

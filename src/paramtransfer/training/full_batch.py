@@ -3,6 +3,7 @@
 Shape letters: R replicates, N samples.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from paramtransfer.checks import flag, refusal
 from paramtransfer.dataset.signal_noise import FreshSamples, Samples
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN, output
 from paramtransfer.task.synthetic import FullBatch
@@ -57,7 +59,11 @@ class FullBatchTraining(LightningModule):
         self._optim = optim
         self._make_solver = solver
         self._solver: Solver | None = None
-        self._dynamics = dynamics
+        self._dynamics = flag("task.training.dynamics", dynamics)
+        if dynamics and getattr(solver, "func", solver) is not GramSolver:
+            raise refusal(
+                "task.training.dynamics", dynamics, "false unless solver=gram, which the coefficients come from"
+            )
         self._observer: Observer | None = None
         self._num_steps = 0
         self._hits: list[Tensor] = []
@@ -78,6 +84,10 @@ class FullBatchTraining(LightningModule):
         seconds = time.perf_counter() - started
 
         self._num_steps += batch.num_steps
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"training diverged: the loss is {loss} after {self._num_steps} steps with optim.lr={self._optim.lr:g}"
+            )
         self._solver.write()
         accuracy = self._is_right(batch.test_points).float().mean().item()
         self.metrics = {"train/loss": loss, "time/train": self.metrics.get("time/train", 0.0) + seconds}
@@ -90,20 +100,12 @@ class FullBatchTraining(LightningModule):
 
     def _observe(self, solver: Solver, samples: Samples) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(solver, GramSolver):
-            raise ValueError(
-                "task.training.dynamics=true: needs solver=gram, whose state the coefficients are read from"
-            )
+        assert isinstance(solver, GramSolver)
         self._observer = Observer(solver, samples, data.setting)
         if self.logger is not None:
             self.logger.log_metrics({**self._observer.at_start(), **self._observer.now(0)}, step=0)
 
     def on_train_end(self) -> None:
-        if not torch.isfinite(torch.tensor(self.metrics["train/loss"])):
-            raise RuntimeError(
-                f"training diverged: the loss is {self.metrics['train/loss']} after {self._num_steps} steps of size "
-                f"optim.lr={self._optim.lr}"
-            )
         self._solver = self._observer = None  # frees what only training needs
 
     def on_test_start(self) -> None:
