@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when MLflow is imported
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # read when torch is imported: threads of tests do not spin against each other
 
 import pytest
 
