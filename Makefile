@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: help run test ui bench lock clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
 
 run: $(STAMP)  ## run the default experiment; pass overrides as ARGS="alpha=0.25 seed=1"
 	@$(BIN)/python train.py $(ARGS)
@@ -36,7 +36,7 @@ lock: $(STAMP)  ## pin everything that pyproject.toml asks for in constraints.tx
 clean:  ## remove the environment; runs stay
 	rm -rf $(VENV)
 
-$(STAMP): constraints.txt
+$(STAMP):
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'paramtransfer needs Python 3.11 or newer: make PYTHON=/path/to/python3.11')"
 	@echo "Installing the pinned packages into $(VENV) (a few minutes, about 6 GB on Linux)"
 	@$(PYTHON) -m venv --clear $(VENV)

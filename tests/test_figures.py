@@ -62,11 +62,11 @@ def test_phase_finds_the_constants_of_a_known_law() -> None:
     )
     outside = inside.assign(**{"test/acc": 0.5, "theory/condition_holds": 0.0})
     table = pd.concat([inside, outside]).assign(
-        **{"n": 100, "theory/scratch_ratio": 1.0, "test/acc_sem": 0.0, "test/acc_without_transfer": 0.5}
+        **{"n": 100, "theory/scratch_ratio": 1.0, "test/acc_sem": 1e-6, "test/acc_without_transfer": 0.5}
     )
     table["test/acc_without_transfer_sem"] = 0.0
     constants = Phase(size="n")(sweep(table, "n")).tables["constants"].iloc[0]
-    assert constants["error 0.1 at A/(B d)"] == pytest.approx(math.log(10) / 2, rel=0.05)
+    assert constants["crossing"] == pytest.approx(math.log(10) / 2, rel=0.05)
     assert constants["C_2"] == pytest.approx(2)
 
 

@@ -195,7 +195,7 @@ def test_server_over_http(server: str, tmp_path: Path, train: Fixture, runs_of: 
         assert process.returncode == 0, process.stderr
         runs = runs_of(server, experiment="own")
         assert _statuses(runs) == {stage: ["FINISHED"] for stage in STAGES}
-    assert process.stdout.count("reused") == 2
+    assert process.stdout.count("reused") == 3
     assert not (tmp_path / "mlruns" / "mlflow.db").exists()
 
 

@@ -36,6 +36,8 @@ INSIDE = replace(
 def test_theorems_by_hand() -> None:
     """Both theorems' ratios, the error they bound, and Γ agree with the arithmetic."""
     # A = 0.25 · 10000 · 16/1 + 1600 · 25/16 = 42500, B = 0.25 · 4 · 100/1 + 40 = 140
+    assert theory.signal_term(SETTING) == pytest.approx(42500)
+    assert theory.noise_term(SETTING) == pytest.approx(140)
     assert theory.signal_to_threshold(SETTING) == pytest.approx(42500 / (140 * 100))
     # 40 · 25/(16 · 100)
     assert theory.scratch_ratio(SETTING) == pytest.approx(0.625)
@@ -173,6 +175,9 @@ def test_metrics_are_finite_and_named() -> None:
     """A tracker gets the same flat names for each setting, less those whose value is infinite."""
     metrics = theory.metrics(SETTING)
     assert list(metrics) == [
+        "theory/A",
+        "theory/B",
+        "theory/A_over_B",
         "theory/transfer_ratio",
         "theory/scratch_ratio",
         "theory/gamma",
@@ -192,6 +197,8 @@ def test_metrics_are_finite_and_named() -> None:
     assert metrics["theory/steps/downstream_loss"] == pytest.approx(0.04)  # ε = 0.1
     noiseless = theory.metrics(replace(SETTING, sigma1=0, sigma2=0, init_std=0))
     assert set(metrics) - set(noiseless) == {
+        "theory/A",
+        "theory/A_over_B",
         "theory/transfer_ratio",
         "theory/scratch_ratio",
         "theory/gamma",

@@ -44,7 +44,7 @@ def flag(key: str, value: Any) -> bool:
 
 def refusal(key: str, value: Any, allowed: str) -> ValueError:
     """What to raise: the value is shown as it is written in a configuration."""
-    shown = {None: "null", True: "true", False: "false"}.get(value, value) if isinstance(value, bool | None) else value
+    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
     return ValueError(f"{key}={shown}: must be {allowed}")
 
 

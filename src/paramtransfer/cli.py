@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from paramtransfer.config import register_resolvers
+from paramtransfer.config import check_root, register_resolvers
 
 if TYPE_CHECKING:
     from paramtransfer.stage import Stage
@@ -82,14 +82,14 @@ def _print_plan(config: DictConfig) -> None:
 
 def _run_alone(config: DictConfig) -> None:
     from paramtransfer.config import make_job
-    from paramtransfer.experiment import run
+    from paramtransfer.experiment import plan, run
     from paramtransfer.figures.job_table import print_job
     from paramtransfer.tracking.store import open_store
 
     job = make_job(config)
     started = time.monotonic()
     results = run(job, open_store(_FOLDER), tags={})
-    print_job(job, results, seconds=time.monotonic() - started)
+    print_job(job, results, plan(job), seconds=time.monotonic() - started)
 
 
 def _run_in_sweep(config: DictConfig, sweep_id: str) -> None:
@@ -143,19 +143,21 @@ class SweepCallback(Callback):
             sys.exit(f"{_FOLDER.absolute()}: must be a folder that can be written ({error.strerror})")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from paramtransfer.tracking.store import StoreError, open_store
+        self.on_run_start(config)
+        try:
+            check_root(config)
+            if config.plan_only is not True:
+                self._start(config)
+        except Exception as error:  # left to Hydra, it would be no more than a warning
+            sys.exit(str(error))
+
+    def _start(self, config: DictConfig) -> None:
+        from paramtransfer.tracking.store import open_store
         from paramtransfer.tracking.sweep import start_sweep
 
-        self.on_run_start(config)
-        if config.plan_only is True:  # nothing will be trained
-            return
         name = " ".join(["sweep", *config.hydra.overrides.task])
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        try:
-            store = open_store(_FOLDER)
-        except StoreError as error:  # raised here, it would be no more than a warning to Hydra
-            sys.exit(str(error))
-        self.sweep_id = start_sweep(store, SweepCallback.opened, name=name, config=OmegaConf.to_yaml(own))
+        self.sweep_id = start_sweep(open_store(_FOLDER), SweepCallback.opened, name=name, config=OmegaConf.to_yaml(own))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         os.environ[_SWEEP] = self.sweep_id
@@ -173,9 +175,7 @@ def _closing_sweep() -> Iterator[None]:
 
 def _close_sweep(sweep_id: str) -> None:
     """Table and figure from the store alone, then the end of the sweep's run."""
-    from hydra.utils import instantiate
-
-    from paramtransfer.config import make_job
+    from paramtransfer.config import instantiate, make_job
     from paramtransfer.figures.sweep_report import draw_figure, print_table
     from paramtransfer.figures.sweep_table import read_sweep
     from paramtransfer.tracking.store import open_store
@@ -189,6 +189,6 @@ def _close_sweep(sweep_id: str) -> None:
         config = DictConfig(OmegaConf.create(read_config(store, sweep_id)))
         data = read_sweep(store, records, job=lambda: make_job(config))
         store.write_files(sweep_id, print_table(data, records))
-        store.write_files(sweep_id, draw_figure(data, instantiate(config.figure, _convert_="all")))
+        store.write_files(sweep_id, draw_figure(data, instantiate("figure", config.figure)))
         end_sweep(store, sweep_id, records, interrupted=SweepCallback.interrupted)
     print(f"sweep {sweep_id}: its table and figure are in its run. Compare the runs in the browser: make ui")

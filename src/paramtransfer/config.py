@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from paramtransfer.checks import choice, flag, refusal, whole
+from paramtransfer.checks import choice, flag, refusal, share, whole
 from paramtransfer.stage import Stage
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class Root:
         ValueError: a key that is out of range.
     """
 
+    alpha: float
+    """Share of the upstream's filters that the downstream inherits, for the transfer rules that take one."""
     seed: int
     """What all draws derive from."""
     replicates: int
@@ -54,6 +56,7 @@ class Root:
     """Whether to print what would be inherited, and train nothing."""
 
     def __post_init__(self) -> None:
+        share("alpha", self.alpha)
         object.__setattr__(self, "seed", whole("seed", self.seed, at_least=0))
         object.__setattr__(self, "replicates", whole("replicates", self.replicates, at_least=1))
         choice("scale", self.scale, ("small", "full"))
@@ -81,26 +84,47 @@ def _calculate(expression: str) -> float | int:
     return int(result) if result == int(result) else result
 
 
+def check_root(config: DictConfig) -> Root:
+    """The root keys, checked.
+
+    Raises:
+        ValueError: a key that is out of range.
+    """
+    return Root(**{key: config[key] for key in Root.__dataclass_fields__})
+
+
 def make_job(config: DictConfig) -> "Job":
     """Build every object of a job; nothing is drawn, trained or tracked yet.
 
     Raises:
         ConfigError: a setting that is out of range.
     """
-    from hydra.errors import InstantiationException
-
     try:
         return _make_job(config)
-    except InstantiationException as error:
-        raise ConfigError(str(error.__cause__ or error).splitlines()[0]) from error
     except (ValueError, OmegaConfBaseException) as error:
         raise ConfigError(str(error).splitlines()[0]) from error
 
 
-def _make_job(config: DictConfig) -> "Job":
-    import torch
-    from hydra.utils import instantiate
+def instantiate(key: str, values: Any, **objects: Any) -> Any:
+    """The object that a group describes.
 
+    Raises:
+        ValueError: what its class refuses. Any other error of the class itself keeps its traceback.
+    """
+    import hydra.utils
+    from hydra.errors import InstantiationException
+
+    try:
+        return hydra.utils.instantiate(values, _convert_="all", **objects)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, TypeError | ImportError | None):
+            raise ValueError(f"{key}: {error.__cause__ or error}") from error
+        raise
+
+
+def _make_job(config: DictConfig) -> "Job":
     from paramtransfer.experiment import Job
 
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
@@ -109,18 +133,17 @@ def _make_job(config: DictConfig) -> "Job":
             raise refusal(group, values[group], f"one of the options in conf/{group}/")
     if not isinstance(values["figure"], dict | None):
         raise refusal("figure", values["figure"], "null or a class of figures by its _target_")
-    root = Root(**{key: values[key] for key in Root.__dataclass_fields__})
-    transfer = instantiate(values["transfer"], _convert_="all")
-    dataset = instantiate(values["dataset"], _convert_="all")
-    model = instantiate(values["model"], _convert_="all")
-    optim = instantiate(values["optim"], _convert_="all")
-    tasks = instantiate(
-        _without(values["task"], "training"), dataset=dataset, model=model, optim=optim, _convert_="all"
+    root = check_root(config)
+    transfer = instantiate("transfer", values["transfer"])
+    dataset = instantiate("dataset", values["dataset"])
+    model = instantiate("model", values["model"])
+    optim = instantiate("optim", values["optim"])
+    tasks = instantiate("task", _without(values["task"], "training"), dataset=dataset, model=model, optim=optim)
+    trainer = instantiate("trainer", values["trainer"])
+    training = instantiate(
+        "task.training", values["task"]["training"], optim=optim, solver=instantiate("solver", values["solver"])
     )
-    trainer = instantiate(values["trainer"], _convert_="all")
-    training = instantiate(values["task"]["training"], optim=optim, solver=instantiate(values["solver"]))
-    training(model=torch.nn.Identity())  # refuses what it refuses before any run exists, and so does the figure
-    instantiate(values["figure"], _convert_="all")
+    instantiate("figure", values["figure"])  # refuses now what it refuses
 
     stages: list[Stage] = ["baseline", "downstream"]
     if transfer.needs_upstream:
@@ -159,8 +182,9 @@ def _settings(
     if stage != "downstream":
         del groups["transfer"]
     elif "alpha" in values["transfer"]:
-        params["alpha"] = values["alpha"]
-    params = dict(_flatten({**params, **groups, "trainer": {"precision": values["trainer"]["precision"]}}))
+        params["alpha"] = values["transfer"]["alpha"]
+    groups["trainer"] = _without(values["trainer"], "accelerator", "progress")  # the device counts apart
+    params = dict(_flatten({**params, **groups}))
     own_sources = {_source(target) for key, target in params.items() if key.endswith("_target_") and _is_own(target)}
     return StageSettings(fingerprint=fingerprint(params, device=device, own_sources=own_sources), params=params)
 

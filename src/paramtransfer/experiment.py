@@ -125,7 +125,7 @@ def _train(job: Job, stage: Stage, store: Store, run_id: str, results: Mapping[S
     """Train and test one stage in a Lightning training of its own."""
     data = job.tasks.data(SIDES[stage], seed=job.seed, replicates=job.replicates)
     model: nn.Module = job.model.build(data)
-    module: Any = job.training(model=model)
+    module: Any = job.training(model)
     inheritance = None
     if stage == "downstream":
         upstream = data.carry(results["upstream"].state) if "upstream" in results else {}
@@ -137,7 +137,7 @@ def _train(job: Job, stage: Stage, store: Store, run_id: str, results: Mapping[S
     hits_RN: Tensor = module.hits
     test = accuracy(hits_RN)
     metrics = {"test/acc": test.mean, "test/acc_sem": test.sem, **module.metrics}
-    metrics |= job.tasks.theory(stage, job.transfer.alpha)
+    metrics |= job.tasks.theory(stage if "upstream" in job.stages else "baseline", job.transfer.alpha)
     files = {}
     if inheritance is not None:
         baseline = results["baseline"]

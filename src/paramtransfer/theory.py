@@ -69,6 +69,19 @@ class Setting:
         return self.u_norm**2 + self.v2_norm**2
 
 
+def signal_term(s: Setting) -> Values:
+    """Theorem 4.2: A = α² N₁² ‖u‖⁴/σ₁⁴ + N₂² ‖s₂‖⁴/σ₂⁴, what both tasks teach of task 2's signal."""
+    upstream = _ratio(s.alpha**2 * s.num1**2 * s.u_norm**4, s.sigma1**4)
+    values: Values = upstream + _ratio(s.num2**2 * s.s2_sq**2, s.sigma2**4)
+    return values
+
+
+def noise_term(s: Setting) -> Values:
+    """Theorem 4.2: B = α² σ₂² N₁/σ₁² + N₂, what both tasks leave of noise; A/B is the largest d that is learnable."""
+    values: Values = _ratio(s.alpha**2 * s.sigma2**2 * s.num1, s.sigma1**2) + s.num2
+    return values
+
+
 def signal_to_threshold(s: Setting) -> Values:
     """Theorem 4.2: A / (B d), what decides the test error with transfer.
 
@@ -205,6 +218,9 @@ def metrics(s: Setting) -> dict[str, float]:
     Entries that are not finite are left out: ratios to a noise, step size or initialization of 0.
     """
     named = {
+        "A": signal_term(s),
+        "B": noise_term(s),
+        "A_over_B": signal_to_threshold(s) * s.dim,
         "transfer_ratio": signal_to_threshold(s),
         "scratch_ratio": scratch_ratio(s),
         "gamma": gamma(s),

@@ -18,7 +18,7 @@ from paramtransfer.randomness import stream
 from paramtransfer.stage import Side
 
 _OWN_SIGNAL: dict[Side, int] = {"upstream": 1, "downstream": 2}  # u is 0
-TEST_CHUNK = 2**14  # test points scored at once: bounds memory, never changes a draw
+_TEST_NUMBERS = 2**23  # drawn at once for testing: bounds memory, never changes a draw
 
 
 class Samples(NamedTuple):
@@ -181,6 +181,10 @@ class SignalNoise:
         )
         return Draw(samples, initial_FD, directions_SD)
 
+    def test_chunk(self, replicates: int) -> int:
+        """Test samples drawn at once."""
+        return 2**14 if self._gaussian else max(1, _TEST_NUMBERS // (replicates * self.dim))
+
     def test_points(
         self, side: Side, draw: Draw, *, num_test: int, noise: float, seed: int
     ) -> Iterator[FreshSamples | Samples]:
@@ -189,8 +193,9 @@ class SignalNoise:
         rngs = [stream(f"{side} test", seed=seed, replicate=r) for r in range(replicates)]
         label_rngs = [stream(f"{side} test labels", seed=seed, replicate=r) for r in range(replicates)]
         sigma = torch.tensor(self.sigma(noise))
-        for start in range(0, num_test, TEST_CHUNK):
-            num_points = min(TEST_CHUNK, num_test - start)
+        chunk = self.test_chunk(replicates)
+        for start in range(0, num_test, chunk):
+            num_points = min(chunk, num_test - start)
             labels_RN = torch.stack([_signs(rng, num_points) for rng in label_rngs])
             if self._gaussian:
                 normals = [rng.standard_normal((num_points, num_filters), dtype=np.float32) for rng in rngs]
@@ -199,7 +204,9 @@ class SignalNoise:
             else:
                 drawn = [self.standard_noise((num_points, dim), rng) for rng in rngs]
                 noise_RND = sigma * _off(torch.from_numpy(np.stack(drawn)).float(), draw.directions_RSD)
-                yield Samples(labels_RN, draw.samples.signal_RD, noise_RND, torch.ones_like(labels_RN))
+                yield Samples(
+                    labels_RN, draw.samples.signal_RD, noise_RND, torch.ones_like(labels_RN, dtype=torch.bool)
+                )
 
 
 def _signs(rng: np.random.Generator, num: int) -> Tensor:

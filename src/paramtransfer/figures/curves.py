@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from paramtransfer import theory
 from paramtransfer.figures import style
 from paramtransfer.figures.drawing import Drawing, SweepData
 
@@ -26,6 +27,7 @@ class Curves:
     def __init__(self, *, x: str, lines: str | None = None) -> None:
         self.x = x
         self.lines = lines
+        self.keys = [x] if lines is None else [x, lines]
 
     def __call__(self, data: SweepData) -> Drawing:
         table = data.table
@@ -40,8 +42,8 @@ class Curves:
             axes[0].errorbar(curve[self.x], curve["test/acc"], curve["test/acc_sem"], **look)
             if has_theory:
                 axes[1].plot(curve[self.x], curve[RATIO], **look)
-                bound = (1 - np.exp(-curve[RATIO])).where(curve[RATIO] >= 1)
-                axes[0].plot(curve[self.x], bound, color=colour, linestyle=":")
+                bound = 1 - pd.Series(theory.error_bound(curve[RATIO].to_numpy()), index=curve.index)
+                axes[0].plot(curve[self.x], bound.where(curve[RATIO] >= 1), color=colour, linestyle=":")
         axes[0].set_ylabel("test accuracy (mean ± s.e.)")
         axes[0].legend()
         if has_theory:

@@ -37,4 +37,8 @@ class Drawing:
 class Draw(Protocol):
     """A way to draw a sweep; `figure._target_` names one."""
 
+    @property
+    def keys(self) -> Sequence[str] | None:
+        """The swept keys that the figure tells apart; None stands for any."""
+
     def __call__(self, data: SweepData) -> Drawing: ...

@@ -33,11 +33,14 @@ _WORST: dict[Callable[[pd.Series], float], tuple[str, ...]] = {
 class Dynamics:
     """A panel for each stage of the sweep's first job; a table of what the proofs state and whether it holds."""
 
+    keys = None
+
     def __call__(self, data: SweepData) -> Drawing:
-        figure, axes = style.panels(len(_TITLES))
-        curves, statements = [], []
         row = data.table.iloc[0]
-        for axis, (stage, title) in zip(axes, _TITLES.items(), strict=True):
+        stages = {stage: title for stage, title in _TITLES.items() if f"{stage}_run_id" in row}
+        figure, axes = style.panels(len(stages))
+        curves, statements = [], []
+        for axis, (stage, title) in zip(axes, stages.items(), strict=True):
             run_id = row[f"{stage}_run_id"]
             for colour, (name, label, line) in zip(style.COLOURS, _CURVES, strict=False):
                 curve = data.history(run_id, f"dynamics/{name}")
@@ -48,19 +51,24 @@ class Dynamics:
             statements += self._statements(data, stage, run_id)
         axes[0].set_ylabel("coefficient (Lemma B.2)")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_CURVES))
-        inherited = {name: data.history(row["upstream_run_id"], f"dynamics/{name}").iloc[-1] for name, _, _ in _CURVES}
         notes = [
             f"{'holds ' if row['holds'] else 'FAILS '} {row['stage']}: {row['name']} ({row['source']}): "
             f"measured {row['measured']:.3g}, bound {row['bound']:.3g}"
             for row in statements
         ]
-        notes.append(
-            f"inherited with each filter, on average: γ = {inherited['gamma']:.3g} along u, γ₁ = "
-            f"{inherited['gamma_k']:.3g} along v₁, ρ̄ = {inherited['rho_bar']:.3g} of task 1's noise; in stage 2 the "
-            "coefficients start at 0"
-        )
+        if "upstream" in stages:
+            notes.append(self._inherited(data, row["upstream_run_id"]))
         tables = {"curves": pd.concat(curves), "statements": pd.DataFrame(statements)}
         return Drawing(figures={"figure": figure}, tables=tables, notes=notes)
+
+    def _inherited(self, data: SweepData, run_id: str) -> str:
+        gamma, gamma_1, rho_bar = (
+            data.history(run_id, f"dynamics/{name}").iloc[-1] for name in ("gamma", "gamma_k", "rho_bar")
+        )
+        return (
+            f"inherited with each filter, on average: γ = {gamma:.3g} along u, γ₁ = {gamma_1:.3g} along v₁, "
+            f"ρ̄ = {rho_bar:.3g} of task 1's noise; in stage 2 the coefficients start at 0"
+        )
 
     def _statements(self, data: SweepData, stage: Stage, run_id: str) -> list[dict[str, Any]]:
         """Each statement at its worst over the whole training."""

@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 
 from paramtransfer.figures import style
-from paramtransfer.figures.curves import RATIO
+from paramtransfer.figures.curves import RATIO, Curves
 from paramtransfer.figures.drawing import Drawing, SweepData
 
 
 class Heatmap:
     """Test accuracy with transfer, gain, and the maps truncated at given accuracies; over all, A/(B d) = const.
+
+    Where one of the keys has a single value, curves over the other.
 
     Args:
         x: the swept key on the horizontal axis.
@@ -23,16 +25,21 @@ class Heatmap:
     def __init__(self, *, x: str, y: str, truncate: Sequence[float] = ()) -> None:
         self.x = x
         self.y = y
+        self.keys = [x, y]
         self.truncate = truncate
 
     def __call__(self, data: SweepData) -> Drawing:
+        if data.table[self.y].nunique() < 2:
+            return Curves(x=self.x)(data)
+        if data.table[self.x].nunique() < 2:
+            return Curves(x=self.y)(data)
         accuracy, gain = self._grid(data.table, "test/acc"), self._grid(data.table, "test/gain")
         limit = np.nanmax(np.abs(gain.to_numpy()))
         figure, axes = style.panels(2 + len(self.truncate))
         self._draw(figure, axes[0], accuracy, "test accuracy with transfer", cmap="viridis")
         self._draw(figure, axes[1], gain, "gain over no transfer", cmap="PuOr", vmin=-limit, vmax=limit)
         for axis, level in zip(axes[2:], self.truncate, strict=True):
-            reached = (accuracy >= level).astype(float)
+            reached = (accuracy >= level).astype(float).where(accuracy.notna())
             self._draw(None, axis, reached, f"accuracy at least {level:g}", cmap="cividis", vmin=0, vmax=1)
         if RATIO in data.table:
             for axis in axes:

@@ -17,19 +17,20 @@ _ROWS: tuple[tuple[str, Stage, str, str], ...] = (
 )
 
 
-def print_job(job: Job, results: Mapping[Stage, StageResult], *, seconds: float) -> None:
+def print_job(job: Job, results: Mapping[Stage, StageResult], report: Report, *, seconds: float) -> None:
     """Test accuracy with and without transfer and the gain, what the theory says of it, and how to go on."""
-    replicates, num_test = results["downstream"].hits_RN.shape
     table = Table("", "test accuracy", "± s.e.", "training")
-    for name, stage, key, form in _ROWS:
+    upstream: tuple[tuple[str, Stage, str, str], ...] = (("upstream, on task 1", "upstream", "test/acc", ".4f"),)
+    for name, stage, key, form in (*(upstream if "upstream" in results else ()), *_ROWS):
         metrics = results[stage].metrics
         training = "" if key == "test/gain" else _training(results[stage])
         table.add_row(name, format(metrics[key], form), f"{metrics[f'{key}_sem']:.4f}", training)
-    console = Console()
+    replicates, num_test = results["downstream"].hits_RN.shape
+    console = Console(highlight=False)
     console.print(table)
-    console.print(f"n = {replicates} × {num_test} (replicates × test samples)")
-    console.print(f"{job.tasks.verdict(job.transfer.alpha)}", highlight=False)
-    console.print(f"Done in {seconds:.1f} s. Compare the runs in the browser: make ui", highlight=False)
+    console.print(f"n = {replicates} × {num_test} (replicates × test samples); {report.summary} (of each sign)")
+    console.print(job.tasks.verdict(job.transfer.alpha if "upstream" in results else 0.0))
+    console.print(f"Done in {seconds:.1f} s. Compare the runs in the browser: make ui")
 
 
 def print_job_line(num: int, overrides: Mapping[str, Any], results: Mapping[Stage, StageResult]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.isotonic import IsotonicRegression
 
 from paramtransfer.figures import style
 from paramtransfer.figures.curves import RATIO
@@ -18,31 +19,36 @@ class Phase:
     """Accuracy against A/(B d), a colour for each value of `size`; hollow where Condition 4.1 does not hold.
 
     Notes: for each size, the A/(B d) at which the error crosses 0.1, and the largest C_2 for which the bound
-    exp(-C_2 A/(B d)) holds above it. Cells outside Condition 4.1 do not count; for C_2, nor cells without an error.
+    exp(-C_2 A/(B d)) holds in the cells above it that show an error. Cells outside Condition 4.1 do not count.
+    Standard errors come from cells redrawn within their own.
 
     Args:
         size: the swept key that the regime scales with.
     """
+
+    keys = None
 
     def __init__(self, *, size: str) -> None:
         self.size = size
 
     def __call__(self, data: SweepData) -> Drawing:
         figure, axes = style.panels(2)
-        notes, crossings = [], []
+        notes, constants = [], []
         for colour, (size, cells) in zip(itertools.cycle(style.COLOURS), data.table.groupby(self.size), strict=False):
-            look: dict[str, Any] = {"color": colour, "linestyle": "", "marker": "o"}
             for inside, group in cells.groupby("theory/condition_holds"):
-                fill = {} if inside else {"markerfacecolor": "white"}
                 label = f"{style.symbol(self.size)} = {size}" + ("" if inside else ", outside Condition 4.1")
-                axes[0].errorbar(group[RATIO], group["test/acc"], group["test/acc_sem"], **look, **fill, label=label)
+                look: dict[str, Any] = {"color": colour, "linestyle": "", "marker": "o", "label": label}
+                if not inside:
+                    look["markerfacecolor"] = "white"
+                axes[0].errorbar(group[RATIO], group["test/acc"], group["test/acc_sem"], **look)
                 scratch = group["theory/scratch_ratio"], group["test/acc_without_transfer"]
-                axes[1].errorbar(*scratch, group["test/acc_without_transfer_sem"], **look, **fill)
-            crossing, exponent = _constants(cells[cells["theory/condition_holds"] == 1])
-            crossings.append({self.size: size, "error 0.1 at A/(B d)": crossing, "C_2": exponent})
+                axes[1].errorbar(*scratch, group["test/acc_without_transfer_sem"], **look)
+            row = {self.size: size, **_constants(cells[cells["theory/condition_holds"] == 1])}
+            constants.append(row)
             notes.append(
-                f"{self.size}={size}: the error crosses {_ERROR} at A/(B d) = {crossing:.2f}; above it "
-                f"-log(error) is at least {exponent:.2f} A/(B d)"
+                f"{self.size}={size}: the error crosses {_ERROR} at A/(B d) = {row['crossing']:.2f} ± "
+                f"{row['crossing_sem']:.2f}; above it, -log(error) is at least {row['C_2']:.2f} ± {row['C_2_sem']:.2f} "
+                f"A/(B d) in the {row['cells']} cells that show an error"
             )
         axes[0].set_xlabel(r"Theorem 4.2: $A/(B\,d)$")
         axes[1].set_xlabel(r"Theorem 4.3: $N_2 \|s_2\|^4/(\sigma_2^4\,d)$")
@@ -52,24 +58,37 @@ class Phase:
             axis.set_title(title)
             axis.set_ylabel("test accuracy (mean ± s.e.)")
         axes[0].legend()
-        return Drawing(figures={"figure": figure}, tables={"constants": pd.DataFrame(crossings)}, notes=notes)
+        return Drawing(figures={"figure": figure}, tables={"constants": pd.DataFrame(constants)}, notes=notes)
 
 
-def _constants(cells: pd.DataFrame) -> tuple[float, float]:
-    """The A/(B d) at which the error crosses 0.1, and the smallest exponent above it; nan where there is none.
+def _constants(cells: pd.DataFrame) -> dict[str, Any]:
+    """Crossing and C_2 with their standard errors, and the number of cells behind C_2; nan where there is none."""
+    if len(cells) < 2:
+        return {"crossing": np.nan, "crossing_sem": np.nan, "C_2": np.nan, "C_2_sem": np.nan, "cells": 0}
+    cells = cells.sort_values(RATIO)
+    ratio, error = cells[RATIO].to_numpy(), 1 - cells["test/acc"].to_numpy()
+    noise = np.random.default_rng(0).normal(size=(200, len(cells))) * cells["test/acc_sem"].to_numpy()
+    estimates = [_fit(ratio, np.clip(error + redrawn, 0, 1)) for redrawn in noise]
+    (crossing, exponent), (crossing_sem, exponent_sem) = _fit(ratio, error), np.std(estimates, axis=0, ddof=1)
+    shown = int(((ratio > crossing) & (error > 0)).sum())
+    return {
+        "crossing": crossing,
+        "crossing_sem": crossing_sem,
+        "C_2": exponent,
+        "C_2_sem": exponent_sem,
+        "cells": shown,
+    }
+
+
+def _fit(ratio: np.ndarray, error: np.ndarray) -> tuple[float, float]:
+    """The A/(B d) at which the error crosses 0.1, and the smallest -log(error) / (A/(B d)) above it.
 
     The crossing is that of the isotonic fit: cells of one A/(B d) but other signals scatter around one curve.
     """
-    from sklearn.isotonic import IsotonicRegression
-
-    if len(cells) < 2:
-        return np.nan, np.nan
-    cells = cells.sort_values(RATIO)
-    log_ratio = np.log(cells[RATIO].to_numpy())
-    log_error = np.log((1 - cells["test/acc"]).clip(lower=_UNSEEN).to_numpy())
+    log_ratio, log_error = np.log(ratio), np.log(error.clip(min=_UNSEEN))
     fitted = IsotonicRegression(increasing=False).fit_transform(log_ratio, log_error)
     if not fitted[-1] < np.log(_ERROR) < fitted[0]:
         return np.nan, np.nan
     crossing = float(np.exp(np.interp(-np.log(_ERROR), -fitted, log_ratio)))
-    above = cells[(cells[RATIO] > crossing) & (cells["test/acc"] < 1)]
-    return crossing, float((-np.log(1 - above["test/acc"]) / above[RATIO]).min())
+    above = (ratio > crossing) & (error > 0)
+    return crossing, float((-np.log(error[above]) / ratio[above]).min()) if above.any() else np.nan

@@ -30,6 +30,12 @@ def draw_figure(data: SweepData, draw: Draw | None) -> dict[str, str | bytes]:
     draw = draw or _choose(data.keys)
     if draw is None or data.table.empty:
         return {}
+    mixed = [key for key in data.keys if draw.keys is not None and key not in draw.keys]
+    if mixed:
+        _console().print(
+            f"No figure: {', '.join(mixed)} was swept too, which {type(draw).__name__} does not tell apart."
+        )
+        return {}
     files: dict[str, str | bytes] = {}
     with matplotlib.rc_context(style.STYLE):
         drawing = draw(data)

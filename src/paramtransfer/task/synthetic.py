@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paramtransfer import theory
 from paramtransfer.checks import number, whole
-from paramtransfer.dataset.signal_noise import TEST_CHUNK, Draw, FreshSamples, Samples, SignalNoise
+from paramtransfer.dataset.signal_noise import Draw, FreshSamples, Samples, SignalNoise
 from paramtransfer.model.two_layer_cnn import TwoLayerCNNs
 from paramtransfer.randomness import stream
 from paramtransfer.stage import SIDES, Side, Stage
@@ -129,7 +129,7 @@ class SyntheticTask(LightningDataModule):
         )
 
     def test_dataloader(self) -> Batches[FreshSamples | Samples]:
-        num_batches = math.ceil(self.tasks.num_test / TEST_CHUNK)
+        num_batches = math.ceil(self.tasks.num_test / self.tasks.dataset.test_chunk(self.replicates))
         return Batches(lambda: self._test_points(self.tasks.num_test), num_batches)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGE = Path(__file__).parents[1]
-_CODE = ("dataset", "task", "model", "transfer", "training", "randomness.py", "estimates.py")
-_VERSIONS = ("torch", "torchvision", "timm")
+_CODE = ("dataset", "task", "model", "transfer", "training", "randomness.py", "estimates.py", "stage.py", "theory.py")
+_VERSIONS = ("numpy", "torch", "torchvision", "timm")
 
 
 def fingerprint(settings: Mapping[str, Any], *, device: str, own_sources: Iterable[Path] = ()) -> str:

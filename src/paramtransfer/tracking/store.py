@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sqlite3
 import tempfile
 import threading
@@ -75,15 +76,18 @@ class Store:
         runs = self.client.search_runs(
             [self.experiment_id], f"tags.fingerprint = '{fingerprint}'", order_by=["attributes.start_time ASC"]
         )
+        reasons = []
         for run in runs:
             if run.info.status != "FINISHED":
-                log.warning(f"run {run.info.run_id} is {run.info.status}: it is not reused")
+                reasons.append(f"run {run.info.run_id} is {run.info.status}: it is not reused")
                 continue
             try:
                 return run, self._load(run.info.run_id)
             except Exception as error:  # whatever is wrong with the file, the answer is to train again
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                log.warning(f"the weights of run {run.info.run_id} cannot be read ({reason}): it is trained again")
+                reasons.append(f"the weights of run {run.info.run_id} cannot be read ({reason}): it is trained again")
+        for reason in reasons:
+            log.warning(reason)
         return None
 
     def _load(self, run_id: str) -> dict[str, Any]:
@@ -106,8 +110,9 @@ class Store:
         The id joins `opened` as soon as the run exists, so that `closing` finds it whatever happens then.
         """
         tags = {"mlflow.source.git.commit": provenance.git_commit(), "mlflow.source.type": "LOCAL", **tags}
-        run_id: str = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id
-        opened.append(run_id)
+        with _uninterrupted():
+            run_id: str = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id
+            opened.append(run_id)
         self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
         provenance_files = {
             "git_commit.txt": provenance.git_commit() + "\n",
@@ -162,11 +167,36 @@ class Store:
             yield run_ids
         except BaseException as error:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            for run_id in run_ids:
-                if self.client.get_run(run_id).info.status == "RUNNING":
-                    self.tag(run_id, {"error": f"{type(error).__name__}: {error}"[:5000]})
-                    self.client.set_terminated(run_id, status)
+            with _uninterrupted():
+                for run_id in run_ids:
+                    self._close(run_id, status, f"{type(error).__name__}: {error}")
             raise
+
+    def _close(self, run_id: str, status: str, reason: str) -> None:
+        try:
+            if self.client.get_run(run_id).info.status == "RUNNING":
+                self.tag(run_id, {"error": reason[:5000]})
+                self.client.set_terminated(run_id, status)
+        except MlflowException as error:  # must hide neither the reason nor the other runs
+            log.warning(f"run {run_id} cannot be closed: {str(error).splitlines()[0]}")
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM that arrive in the block wait for its end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: arrived.append(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
 
 
 def _now() -> int:
@@ -180,7 +210,12 @@ def _open(uri: str, experiment: str, artifacts: str | None) -> tuple[MlflowClien
         if found.lifecycle_stage != "active":
             raise OSError(f"its experiment {experiment} is deleted: restore it or set MLFLOW_EXPERIMENT_NAME")
         return client, found.experiment_id
-    return client, client.create_experiment(experiment, artifact_location=artifacts)
+    try:
+        return client, client.create_experiment(experiment, artifact_location=artifacts)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return _open(uri, experiment, artifacts)  # another process was faster
 
 
 def _open_sqlite(uri: str, experiment: str) -> tuple[MlflowClient, str]:

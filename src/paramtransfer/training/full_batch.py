@@ -20,6 +20,8 @@ from paramtransfer.training.dynamics import Observer
 from paramtransfer.training.optimizers import GradientDescent
 from paramtransfer.training.solver import GramSolver, Solver
 
+MakeSolver = Callable[[TwoLayerCNN, Samples, float], Solver]
+
 
 def margins(model: TwoLayerCNN, points: FreshSamples | Samples) -> Tensor:
     """y f(W; x): (R, N)."""
@@ -32,15 +34,9 @@ def margins(model: TwoLayerCNN, points: FreshSamples | Samples) -> Tensor:
 class FullBatchTraining(LightningModule):
     """Trains all replicates of a two-layer CNN at once.
 
-    Args:
-        model: the networks.
-        optim: the step size.
-        solver: how the steps are taken.
-        dynamics: whether signal learning and noise memorization are logged along the curves.
-
     Attributes:
         hits: after testing, which test points each replicate has on the right side: (R, N) of bool.
-        metrics: after fitting, the stage's final values.
+        metrics: after fitting, what is known only then.
     """
 
     hits: Tensor
@@ -50,8 +46,8 @@ class FullBatchTraining(LightningModule):
         *,
         model: TwoLayerCNN,
         optim: GradientDescent,
-        solver: Callable[[TwoLayerCNN, Samples, float], Solver],
-        dynamics: bool = False,
+        solver: MakeSolver,
+        dynamics: bool,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -59,11 +55,7 @@ class FullBatchTraining(LightningModule):
         self._optim = optim
         self._make_solver = solver
         self._solver: Solver | None = None
-        self._dynamics = flag("task.training.dynamics", dynamics)
-        if dynamics and getattr(solver, "func", solver) is not GramSolver:
-            raise refusal(
-                "task.training.dynamics", dynamics, "false unless solver=gram, which the coefficients come from"
-            )
+        self._dynamics = dynamics
         self._observer: Observer | None = None
         self._num_steps = 0
         self._hits: list[Tensor] = []
@@ -90,7 +82,7 @@ class FullBatchTraining(LightningModule):
             )
         self._solver.write()
         accuracy = self._is_right(batch.test_points).float().mean().item()
-        self.metrics = {"train/loss": loss, "time/train": self.metrics.get("time/train", 0.0) + seconds}
+        self.metrics = {"time/train": self.metrics.get("time/train", 0.0) + seconds}
         self.log("loss", loss, prog_bar=True, logger=False)
         curves = {"train/loss": loss, "test/acc_curve": accuracy}
         if self._observer is not None:
@@ -121,3 +113,26 @@ class FullBatchTraining(LightningModule):
     def _is_right(self, points: FreshSamples | Samples) -> Tensor:
         """Not an error as Section 3 counts it, y f(W; x) < 0: (R, N)."""
         return margins(self.model, points) >= 0
+
+
+class FullBatchDescent:
+    """Makes the LightningModule of each stage.
+
+    Args:
+        optim: the step size.
+        solver: how the steps are taken.
+        dynamics: whether signal learning and noise memorization are logged along the curves.
+
+    Raises:
+        ValueError: dynamics asked of a solver that does not know them.
+    """
+
+    def __init__(self, *, optim: GradientDescent, solver: MakeSolver, dynamics: bool = False) -> None:
+        if flag("task.training.dynamics", dynamics) and getattr(solver, "func", solver) is not GramSolver:
+            raise refusal(
+                "task.training.dynamics", dynamics, "false unless solver=gram, which the coefficients come from"
+            )
+        self._settings: dict[str, Any] = {"optim": optim, "solver": solver, "dynamics": dynamics}
+
+    def __call__(self, model: TwoLayerCNN) -> FullBatchTraining:
+        return FullBatchTraining(model=model, **self._settings)

@@ -4,19 +4,18 @@ import logging
 import warnings
 from typing import Any
 
-from lightning_fabric.utilities.exceptions import MisconfigurationException
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.loggers import Logger
 
-from paramtransfer.checks import choice, flag, refusal, whole
+from paramtransfer.checks import choice, flag, refusal
 from paramtransfer.stage import Stage
 
 # Lightning's own use of a function that torch 2.14 deprecates.
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
 
-_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 _PRECISIONS = ("32-true", "64-true")
 _QUIET: dict[str, Any] = {
     "enable_progress_bar": False,
@@ -47,31 +46,33 @@ class StageTrainer:
     """Makes the Trainer of each stage of a job.
 
     Args:
-        accelerator: Lightning's name of the device type: `auto`, `cpu`, `gpu`.
-        devices: devices that a stage trains on.
+        accelerator: `cpu`, `gpu` (a CUDA device) or `auto`, a CUDA device where there is one.
         precision: Lightning's name of the precision: `32-true` or `64-true`.
         progress: whether a progress bar runs during training.
 
     Attributes:
-        device: `cpu`, `cuda` or `mps`: where a stage trains.
+        device: `cpu` or `cuda`: where a stage trains.
 
     Raises:
         ValueError: an argument that is out of range or not there, named by its configuration key.
     """
 
-    def __init__(self, *, accelerator: str, devices: int, precision: str, progress: bool) -> None:
+    def __init__(self, *, accelerator: str, precision: str, progress: bool) -> None:
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         self._settings: dict[str, Any] = {
-            "accelerator": choice("trainer.accelerator", accelerator, _ACCELERATORS),
-            "devices": whole("trainer.devices", devices, at_least=1),
+            "accelerator": "cpu" if self._on_cpu(accelerator) else "cuda",
+            "devices": 1,
             "precision": choice("trainer.precision", precision, _PRECISIONS),
         }
         self._progress = flag("trainer.progress", progress)
-        try:
-            trainer = Trainer(**self._settings, logger=False, **_QUIET)
-        except MisconfigurationException as error:
-            raise refusal("trainer.accelerator", accelerator, f"there on this machine ({error})") from None
-        self.device = trainer.strategy.root_device.type
+        self.device: str = self._settings["accelerator"]
+
+    @staticmethod
+    def _on_cpu(accelerator: str) -> bool:
+        choice("trainer.accelerator", accelerator, ("auto", "cpu", "gpu"))
+        if accelerator == "gpu" and not torch.cuda.is_available():
+            raise refusal("trainer.accelerator", accelerator, "auto or cpu on this machine, which has no CUDA device")
+        return accelerator == "cpu" or not torch.cuda.is_available()
 
     def __call__(self, stage: Stage, *, logger: Logger, callbacks: list[Callback]) -> Trainer:
         progress: list[Callback] = [StageProgress(stage)] if self._progress else []

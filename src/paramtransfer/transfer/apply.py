@@ -36,9 +36,8 @@ class Report:
     @property
     def summary(self) -> str:
         """What was inherited, in one line."""
-        elements, of_elements = sum(row.elements for row in self.rows), sum(row.of_elements for row in self.rows)
         filters, of_filters = sum(row.filters for row in self.rows), sum(row.of_filters for row in self.rows)
-        return f"inherited {filters} of {of_filters} filters, {elements} of {of_elements} parameters"
+        return f"{filters} of {of_filters} filters inherited"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a file."""
