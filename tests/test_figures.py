@@ -123,6 +123,7 @@ SMALLER = {
     "fig1c": ["dataset.u_norm=0,2", "task.upstream.num_samples=8", "alpha=0.5"],
     "fig2": ["dataset.dim=10,20", "dataset.u_norm=0,2", "task.upstream.num_samples=8"],
     "phase": ["regime.n=20,30", "regime.signal=1", "regime.shared=1"],
+    "reference": ["task.upstream.num_samples=8", "dataset.u_norm=0,2", "alpha=0.5,1"],
     "dynamics": ["task.upstream.num_samples=8"],
     "dynamics_regime": ["regime.n=20"],
     "regime": ["regime.n=20"],
