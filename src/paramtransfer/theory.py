@@ -234,26 +234,30 @@ def metrics(s: Setting) -> dict[str, float]:
 
 
 def verdict(s: Setting) -> str:
-    """What the theorems predict for a setting without arrays, in plain sentences."""
+    """What the theorems predict for a setting without arrays, a line for each."""
     transfer, scratch = float(signal_to_threshold(s)), float(scratch_ratio(s))
     outcome = {
         (True, True): "both are predicted to be near-optimal",
         (True, False): "transfer is predicted to help",
         (False, True): "transfer is predicted to harm",
-        (False, False): "neither is predicted to be near-optimal, and the two leave open which errs less",
+        (False, False): "neither is predicted to be near-optimal, which leaves open which errs less",
     }[transfer >= 1, scratch >= 1]
     lines = condition(s)
     failing = [name for name, ratio in lines.items() if ratio < 1]
     guarantee = f"holds in {len(lines) - len(failing)} of {len(lines)} lines"
     if failing:
-        guarantee += f" (not: {', '.join(failing)}), so they guarantee nothing here"
-    return (
-        f"Theorem 4.2: A/(B d) = {_text(transfer)} with transfer ({_predicted_error(transfer)}), "
-        f"Theorem 4.3: N₂‖s₂‖⁴/(σ₂⁴ d) = {_text(scratch)} without ({_predicted_error(scratch)}): "
-        f"{outcome} (constants taken as 1). "
-        f"Proposition 4.4: Γ = {_text(gamma(s))}; "
-        f"negative transfer is {'' if negative_transfer(s) else 'not '}predicted. "
-        f"Condition 4.1, which the theorems presuppose, {guarantee}."
+        guarantee += f" (not: {', '.join(failing)}): nothing is guaranteed here"
+    times = stopping_times(s)
+    return "\n".join(
+        [
+            f"The theory, constants taken as 1: {outcome}.",
+            f"  Theorem 4.2, with transfer: A/(B d) = {_text(transfer)}, {_predicted_error(transfer)}",
+            f"  Theorem 4.3, without: N₂‖s₂‖⁴/(σ₂⁴ d) = {_text(scratch)}, {_predicted_error(scratch)}",
+            f"  Proposition 4.4: Γ = {_text(gamma(s))}, "
+            f"negative transfer is {'' if negative_transfer(s) else 'not '}predicted",
+            f"  Theorem E.12: T₁ is {_text(times['upstream'])} and T₂ {_text(times['downstream'])} times its steps",
+            f"  Condition 4.1, which all presuppose, {guarantee}",
+        ]
     )
 
 
