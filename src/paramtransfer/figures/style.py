@@ -56,9 +56,11 @@ def symbol(key: str) -> str:
 
 
 def panels(num: int) -> tuple[Figure, Sequence[Any]]:
-    """A figure with that many panels side by side."""
-    figure = Figure(figsize=(4.2 * num, 3.2))
-    return figure, list(figure.subplots(1, num, squeeze=False)[0])
+    """A figure with that many panels: up to three side by side, more in rows of two."""
+    columns = num if num <= 3 else 2
+    rows = -(-num // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows))
+    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel()[:num])
 
 
 def files(name: str, figure: Figure) -> dict[str, bytes]:
