@@ -22,7 +22,8 @@ test: $(STAMP)  ## lint, types and tests
 	$(BIN)/python -m pytest $(ARGS)
 
 ui: $(STAMP)  ## compare the runs in the browser, at http://127.0.0.1:5000
-	@$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db" $(ARGS)
+	@echo "Open http://127.0.0.1:5000 when it says that it is running; Ctrl-C ends it."
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false PYTHONWARNINGS=ignore $(BIN)/mlflow ui --workers 1 --host 127.0.0.1 --backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db" $(ARGS)
 
 bench: $(STAMP)  ## benchmarks, each as a ratio to its peer measured in the same run
 	@$(BIN)/python scripts/bench.py $(ARGS)

@@ -71,7 +71,7 @@ def test_phase_finds_the_constants_of_a_known_law() -> None:
 
 
 def test_curves_say_where_transfer_does_harm_and_whether_that_is_predicted() -> None:
-    """Harm is a gain below -2 standard errors; Proposition 4.4's word stands beside it."""
+    """A note for each harm beyond 2 standard errors and each false alarm, with Proposition 4.4's word."""
     table = pd.DataFrame(
         {
             "alpha": [0.2, 0.5, 1.0],
@@ -86,8 +86,10 @@ def test_curves_say_where_transfer_does_harm_and_whether_that_is_predicted() -> 
         }
     )
     drawing = Curves(x="alpha")(sweep(table, "alpha"))
-    assert len(drawing.notes) == 1
-    assert "alpha=0.2: -0.0500 (-5.0 s.e.); Proposition 4.4 predicts it" in drawing.notes[0]
+    assert list(drawing.notes) == [
+        "alpha=0.2: gain -0.0500 (-5.0 s.e.); Proposition 4.4 predicts harm",
+        "alpha=0.5: gain +0.0500 (+5.0 s.e.); Proposition 4.4 predicts harm",
+    ]
     bound = drawing.figures["figure"].axes[0].lines[-1].get_ydata()
     assert np.asarray(bound)[1] == pytest.approx(1 - math.exp(-2))
     assert np.isnan(np.asarray(bound)[[0, 2]]).all()
@@ -150,6 +152,6 @@ def test_every_experiment_runs_and_leaves_table_and_figure(
     if experiment == "regime":
         assert "with transfer" in output
         return
-    assert "table and figure are in its run" in output
+    assert "Table and figure of sweep" in output
     for name in ("table.csv", "figure.png", "figure.pdf", "jobs.json"):
         assert len(list(Path("mlruns/artifacts").glob(f"*/artifacts/{name}"))) == 1

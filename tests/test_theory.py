@@ -215,8 +215,8 @@ def test_verdict_in_full() -> None:
         "  Theorem 4.3, without: N₂‖s₂‖⁴/(σ₂⁴ d) = 0.625, error ≥ 0.1",
         "  Proposition 4.4: Γ = 1, negative transfer is not predicted",
         # 200 · 0.1 · 1 · 100/(100 · 10) and 400 · 0.1 · 4 · 100/(40 · 10)
-        "  Theorem E.12: T₁ is 2 and T₂ 40 times its steps",
-        "  Condition 4.1, which all presuppose, holds in 4 of 6 lines (not: dim, signal): nothing is guaranteed here",
+        "  Theorem E.12: T₁ is 2 and T₂ 40 times the stopping time",
+        "  Condition 4.1 holds in 4 of 6 lines (not: dim, signal): no guarantee here",
     ]
 
 

@@ -129,7 +129,15 @@ def test_job_leaves_artifacts(history: Any) -> None:
 
 def test_job_prints_its_result(history: Any) -> None:
     """A job ends with a table with errors and n, the theory's verdict and how to go on."""
-    for text in ("without transfer", "with transfer", "gain", "n = 2 × 50", "Theorem 4.2", "Condition 4.1", "make ui"):
+    for text in (
+        "without transfer",
+        "with transfer",
+        "gain",
+        "n = 2 replicates × 50",
+        "Theorem 4.2",
+        "Condition 4.1",
+        "make ui",
+    ):
         assert text in history.processes.first.stdout
     gain = history.runs["downstream"][0].data.metrics["test/gain"]
     assert f"{gain:+.4f}" in history.processes.first.stdout

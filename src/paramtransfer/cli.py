@@ -23,6 +23,7 @@ from paramtransfer.config import check_root, register_resolvers
 if TYPE_CHECKING:
     from paramtransfer.stage import Stage
 
+_STARTED = time.monotonic()
 _FOLDER = Path("mlruns")
 _CONF = Path(__file__).parents[2] / "conf"
 _SWEEP = "PARAMTRANSFER_SWEEP"  # in a job's environment: the id of the sweep that it belongs to
@@ -87,9 +88,8 @@ def _run_alone(config: DictConfig) -> None:
     from paramtransfer.tracking.store import open_store
 
     job = make_job(config)
-    started = time.monotonic()
     results = run(job, open_store(_FOLDER), tags={})
-    print_job(job, results, plan(job), seconds=time.monotonic() - started)
+    print_job(job, results, plan(job), seconds=time.monotonic() - _STARTED)
 
 
 def _run_in_sweep(config: DictConfig, sweep_id: str) -> None:
@@ -191,4 +191,5 @@ def _close_sweep(sweep_id: str) -> None:
         store.write_files(sweep_id, print_table(data, records))
         store.write_files(sweep_id, draw_figure(data, instantiate("figure", config.figure)))
         end_sweep(store, sweep_id, records, interrupted=SweepCallback.interrupted)
-    print(f"sweep {sweep_id}: its table and figure are in its run. Compare the runs in the browser: make ui")
+        folder = store.client.get_run(sweep_id).info.artifact_uri.removeprefix("file://")
+    print(f"Table and figure of sweep {sweep_id}: {folder}\nCompare the runs in the browser: make ui")

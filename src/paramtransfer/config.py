@@ -186,7 +186,11 @@ def _settings(
     groups["trainer"] = _without(values["trainer"], "accelerator", "progress")  # the device counts apart
     params = dict(_flatten({**params, **groups}))
     own_sources = {_source(target) for key, target in params.items() if key.endswith("_target_") and _is_own(target)}
-    return StageSettings(fingerprint=fingerprint(params, device=device, own_sources=own_sources), params=params)
+    return StageSettings(
+        fingerprint=fingerprint(params, device=device, own_sources=own_sources),
+        params=params,
+        own_sources={path.name: path.read_text(encoding="utf-8") for path in own_sources},
+    )
 
 
 def _without(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:

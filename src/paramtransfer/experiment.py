@@ -21,11 +21,11 @@ from paramtransfer.transfer.rules import TransferRule
 class Tasks(Protocol):
     """What a job needs of its pair of tasks."""
 
-    label: str
-    """The setting in a few words, for the names of runs."""
-
     def data(self, side: Side, *, seed: int, replicates: int) -> Any:
         """The LightningDataModule of one side; `carry(state)` takes an upstream's state to it."""
+
+    def label(self, side: Side) -> str:
+        """The setting in a few words, for the names of runs."""
 
     def theory(self, stage: Stage, alpha: float) -> dict[str, float]:
         """The theory's values for one stage, as metrics."""
@@ -41,6 +41,8 @@ class StageSettings:
     fingerprint: str
     params: Mapping[str, Any]
     """Configuration keys, flattened."""
+    own_sources: Mapping[str, str]
+    """The user's own classes' source files, by name, for the run's artifacts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ def run(job: Job, store: Store, *, tags: Mapping[str, str]) -> dict[Stage, Stage
                     name=_name(job, stage),
                     tags={"stage": stage, "fingerprint": settings.fingerprint, **others, **tags},
                     params=settings.params,
-                    files={"config.yaml": job.config},
+                    files={"config.yaml": job.config, **settings.own_sources},
                 )
         for stage in job.stages:
             if stage not in results:
@@ -118,7 +120,7 @@ def plan(job: Job) -> Report:
 
 def _name(job: Job, stage: Stage) -> str:
     alpha = f" α={job.transfer.alpha:g}" if stage == "downstream" else ""
-    return f"{stage}{alpha} {job.tasks.label} seed={job.seed}"
+    return f"{stage}{alpha} {job.tasks.label(SIDES[stage])} seed={job.seed}"
 
 
 def _train(job: Job, stage: Stage, store: Store, run_id: str, results: Mapping[Stage, StageResult]) -> StageResult:

@@ -240,13 +240,13 @@ def verdict(s: Setting) -> str:
         (True, True): "both are predicted to be near-optimal",
         (True, False): "transfer is predicted to help",
         (False, True): "transfer is predicted to harm",
-        (False, False): "neither is predicted to be near-optimal, which leaves open which errs less",
+        (False, False): "neither is predicted to be near-optimal",
     }[transfer >= 1, scratch >= 1]
     lines = condition(s)
     failing = [name for name, ratio in lines.items() if ratio < 1]
     guarantee = f"holds in {len(lines) - len(failing)} of {len(lines)} lines"
     if failing:
-        guarantee += f" (not: {', '.join(failing)}): nothing is guaranteed here"
+        guarantee += f" (not: {', '.join(failing)}): no guarantee here"
     times = stopping_times(s)
     return "\n".join(
         [
@@ -255,8 +255,9 @@ def verdict(s: Setting) -> str:
             f"  Theorem 4.3, without: N₂‖s₂‖⁴/(σ₂⁴ d) = {_text(scratch)}, {_predicted_error(scratch)}",
             f"  Proposition 4.4: Γ = {_text(gamma(s))}, "
             f"negative transfer is {'' if negative_transfer(s) else 'not '}predicted",
-            f"  Theorem E.12: T₁ is {_text(times['upstream'])} and T₂ {_text(times['downstream'])} times its steps",
-            f"  Condition 4.1, which all presuppose, {guarantee}",
+            f"  Theorem E.12: T₁ is {_text(times['upstream'])} and T₂ {_text(times['downstream'])} "
+            "times the stopping time",
+            f"  Condition 4.1 {guarantee}",
         ]
     )
 

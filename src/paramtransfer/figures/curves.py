@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from paramtransfer import theory
@@ -69,13 +68,15 @@ class Curves:
 
 
 def _harm(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    """Where transfer did harm by more than two standard errors, and whether Proposition 4.4 predicts it."""
+    """Where transfer did harm by more than two standard errors or Proposition 4.4 is wrong about it."""
     if "theory/negative_transfer" not in table:
         return []
     notes = []
-    for _, row in table[table["test/gain"] < -2 * table["test/gain_sem"]].iterrows():
-        setting = " ".join(f"{key}={row[key]}" for key in keys)
-        predicted = "predicts" if row["theory/negative_transfer"] else "does not predict"
-        errors = row["test/gain"] / row["test/gain_sem"] if row["test/gain_sem"] else -np.inf
-        notes.append(f"harm at {setting}: {row['test/gain']:+.4f} ({errors:.1f} s.e.); Proposition 4.4 {predicted} it")
+    for _, row in table.iterrows():
+        predicted, gain, sem = bool(row["theory/negative_transfer"]), row["test/gain"], row["test/gain_sem"]
+        if gain < -2 * sem or (predicted and gain > 2 * sem):
+            setting = " ".join(f"{key}={row[key]}" for key in keys)
+            errors = f" ({gain / sem:+.1f} s.e.)" if sem else ""
+            verb = "predicts" if predicted else "does not predict"
+            notes.append(f"{setting}: gain {gain:+.4f}{errors}; Proposition 4.4 {verb} harm")
     return notes

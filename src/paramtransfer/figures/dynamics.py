@@ -46,6 +46,7 @@ class Dynamics:
                 curve = data.history(run_id, f"dynamics/{name}")
                 axis.plot(curve.index, curve, line, color=colour, label=label)
                 curves.append(curve.rename_axis("step").rename("value").reset_index().assign(stage=stage, curve=name))
+            axis.set_yscale("symlog", linthresh=0.01)  # signal learning is small beside memorization
             axis.set_title(title)
             axis.set_xlabel("gradient steps")
             statements += self._statements(data, stage, run_id)
@@ -54,8 +55,11 @@ class Dynamics:
         notes = [
             f"{'holds ' if row['holds'] else 'FAILS '} {row['stage']}: {row['name']} ({row['source']}): "
             f"measured {row['measured']:.3g}, bound {row['bound']:.3g}"
-            for row in statements
+            for row in sorted(statements, key=lambda row: bool(row["holds"]))
         ]
+        notes.insert(
+            0, f"{sum(row['holds'] for row in statements)} of {len(statements)} statements of the proofs hold:"
+        )
         if "upstream" in stages:
             notes.append(self._inherited(data, row["upstream_run_id"]))
         tables = {"curves": pd.concat(curves), "statements": pd.DataFrame(statements)}

@@ -73,9 +73,9 @@ def read_sweep(store: Store, records: Sequence[JobRecord], job: Callable[[], "Jo
 
 
 def printed(table: pd.DataFrame, keys: Sequence[str], failed: Sequence[JobRecord]) -> Table:
-    """The table for a terminal: what was measured, and what Theorem 4.2 and Proposition 4.4 (harm?) say of it."""
+    """The table for a terminal: what was measured, and what Theorem 4.2 and Proposition 4.4 (predicted) say of it."""
     has_theory = "theory/transfer_ratio" in table
-    theory = ("A/(B d)", "harm?") if has_theory else ()
+    theory = ("A/(B d)", "predicted") if has_theory else ()
     shown = Table(box=box.SIMPLE_HEAD, title="Test accuracy ± s.e.", padding=(0, 1, 0, 0))
     short = [key.rpartition(".")[2] for key in keys]
     names = short if len(set(short)) == len(keys) else keys
@@ -86,7 +86,7 @@ def printed(table: pd.DataFrame, keys: Sequence[str], failed: Sequence[JobRecord
         gain = f"{row['test/gain']:+.4f} ± {row['test/gain_sem']:.4f}"
         cells = [*(str(row[key]) for key in keys), *estimates, gain, str(int(row["n"]))]
         if has_theory:
-            cells += [f"{row['theory/transfer_ratio']:.3g}", "yes" if row["theory/negative_transfer"] else "no"]
+            cells += [f"{row['theory/transfer_ratio']:.3g}", "harm" if row["theory/negative_transfer"] else "no harm"]
         shown.add_row(*cells)
     for record in failed:
         shown.add_row(*(str(record.overrides.get(key)) for key in keys), "failed", str(record.error))

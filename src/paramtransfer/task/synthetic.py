@@ -171,7 +171,6 @@ class SyntheticTasks:
         self.optim = optim
         self.num_test = whole("task.num_test", num_test, at_least=1)
         self.curve_points = whole("task.curve_points", curve_points, at_least=1)
-        self.label = f"d={dataset.dim}"
         self.coordinates = {
             side: dataset.coordinates_of(num_samples=settings.num_samples, num_filters=model.num_filters)
             for side, settings in self.sides.items()
@@ -180,6 +179,11 @@ class SyntheticTasks:
     def data(self, side: Side, *, seed: int, replicates: int) -> SyntheticTask:
         """The data module of one stage."""
         return SyntheticTask(self, side, seed=seed, replicates=replicates)
+
+    def label(self, side: Side) -> str:
+        """The setting in a few words, for the names of runs."""
+        own = self.sides[side]
+        return f"d={self.dataset.dim} ‖u‖={self.dataset.u_norm:.3g} N={own.num_samples} σ_p={own.noise:g}"
 
     def setting(self, stage: Stage, alpha: float) -> theory.Setting:
         """What the theory sees of a stage: both tasks for the downstream, its own task alone for the others."""
