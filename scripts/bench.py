@@ -15,6 +15,7 @@ import itertools
 import os
 import platform
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -496,6 +497,7 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device=cuda: must be cpu where torch finds no GPU")
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # Lightning's own reaction would exit with 0
     console = Console()
     console.print(hardware(arguments.device), highlight=False)
     table = Table(
