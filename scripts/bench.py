@@ -7,6 +7,9 @@
 A time is the minimum of several repeats. Ours and the peer's are taken in turn, so that what else the machine does
 hits both. On a GPU the device is synchronised before every reading of the clock.
 
+Measure alone: torch's threads spin against those of another process, and training becomes many times slower. Where
+the machine is shared, OMP_NUM_THREADS=1 gives steadier ratios.
+
 Shape letters: R replicates, N samples, P patches (2), M filters of each sign, F = 2 M, D coordinates.
 """
 

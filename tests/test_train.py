@@ -350,7 +350,7 @@ def test_every_option_makes_a_job(option: str, compose_job: Fixture) -> None:
         return
     group, _, name = option.partition("=")
     content = OmegaConf.load(CONF / group / f"{name}.yaml")
-    swept = OmegaConf.select(content, "hydra.sweeper.params") or {}
+    swept = OmegaConf.select(content, "hydra.sweeper.params") if "grid" in content else {}
     grid = OmegaConf.to_container(content.grid) if swept else {"small": {}}
     for scale in grid:
         for end in (0, -1):

@@ -5,7 +5,10 @@ D coordinates, S signals of a task (u and v_k).
 """
 
 import math
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -198,7 +201,8 @@ class SignalNoise:
             num_points = min(chunk, num_test - start)
             labels_RN = torch.stack([_signs(rng, num_points) for rng in label_rngs])
             if self._gaussian:
-                normals = [rng.standard_normal((num_points, num_filters), dtype=np.float32) for rng in rngs]
+                with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy draws outside the interpreter's lock
+                    normals = list(threads.map(partial(_normals, (num_points, num_filters)), rngs))
                 normals_RNF = torch.from_numpy(np.stack(normals))
                 yield FreshSamples(labels_RN, draw.samples.signal_RD, normals_RNF, draw.directions_RSD, sigma)
             else:
@@ -207,6 +211,10 @@ class SignalNoise:
                 yield Samples(
                     labels_RN, draw.samples.signal_RD, noise_RND, torch.ones_like(labels_RN, dtype=torch.bool)
                 )
+
+
+def _normals(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal(shape, dtype=np.float32)
 
 
 def _signs(rng: np.random.Generator, num: int) -> Tensor:
