@@ -111,7 +111,7 @@ class Bench:
         )
         data = job.tasks.data("upstream", seed=0, replicates=replicates)
         samples: Samples = next(iter(data.train_dataloader())).samples
-        model: TwoLayerCNN = job.model.build(data)
+        model: Any = job.model.build(data)
         return model.to(self.device), samples.to(self.device), tasks_of(job).optim.lr
 
 
@@ -387,7 +387,7 @@ def million_test_points(bench: Bench) -> Iterator[Line]:
     job = bench.job(f"task.num_test={num_test}", "replicates=1")
     data = job.tasks.data("downstream", seed=0, replicates=1)
     module: Any = job.training(model=job.model.build(data))
-    trainer = job.trainer("baseline", logger=DummyLogger(), callbacks=[])
+    trainer = job.trainer("baseline", epochs=1, logger=DummyLogger(), callbacks=[])
 
     def score() -> None:
         trainer.test(module, data, verbose=False)

@@ -62,7 +62,8 @@ def inherit(tasks: SyntheticTasks, alpha: float, *, replicates: int = 2, solver:
     upstream_data, upstream = fresh(tasks, "upstream", replicates=replicates)
     train(upstream, upstream_data, solver)
     data, model = fresh(tasks, "downstream", replicates=replicates)
-    state, report = Filters(alpha=alpha)(data.carry(upstream.state_dict()), model.state_dict(), model.filter_dims)
+    trained = tasks.model.upstream(upstream.state_dict(), data)
+    state, report = Filters(alpha=alpha)(trained, model, seed=0)
     model.load_state_dict(state)
     return data, model, upstream, report
 

@@ -22,8 +22,8 @@ def test_accuracies_agree_with_a_direct_simulation(u_norm: float) -> None:
     train(upstream, upstream_data, steps=800)
     for alpha, direct in zip(ALPHAS, DIRECT[u_norm], strict=True):
         data, model = fresh(tasks, "downstream", replicates=10)
-        carried = data.carry(upstream.state_dict())
-        model.load_state_dict(Filters(alpha=alpha)(carried, model.state_dict(), model.filter_dims)[0])
+        trained = tasks.model.upstream(upstream.state_dict(), data)
+        model.load_state_dict(Filters(alpha=alpha)(trained, model, seed=0)[0])
         train(model, data, steps=400)
         ours: torch.Tensor = accuracies(model, data)
         sem = (ours.var().item() / 10 + DIRECT_SEM**2) ** 0.5

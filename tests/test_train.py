@@ -403,21 +403,26 @@ OWN_RULE = '''
 
 import torch
 
-from paramtransfer.transfer.apply import copy_filters
-from paramtransfer.transfer.plan import pair_by_name
+from paramtransfer.transfer.apply import inherit
+from paramtransfer.transfer.plan import plan_filters
 
 
 class Last:
     """The last filter of each sign."""
 
     needs_upstream = True
+    recalibrate = False
 
     def __init__(self, *, alpha):
         self.alpha = alpha
 
-    def __call__(self, upstream, fresh, filter_dims):
-        plan = pair_by_name(upstream, fresh, filter_dims)
-        return copy_filters(upstream, fresh, plan, lambda num: torch.arange(num - 1, num))
+    def __call__(self, upstream, downstream, *, seed):
+        def select(axis, size, source_size):
+            chosen = torch.arange(size)[-1:] if axis else torch.arange(size)
+            return chosen, chosen
+
+        plan = plan_filters(upstream, downstream)
+        return inherit(plan, upstream.state_dict(), downstream.state_dict(), select)
 '''
 
 OWN_CONFIG = {

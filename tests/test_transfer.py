@@ -1,12 +1,59 @@
-"""Plans, selection and copying of filters."""
+"""Plans, selection and copying: filters of convolutional networks and of the two-layer CNN."""
+
+import copy
+from typing import Any
 
 import pytest
+import timm
 import torch
+from torch import nn
+from torchvision.models import get_model
 
-from paramtransfer.transfer.apply import copy_filters
-from paramtransfer.transfer.plan import pair_by_name
+from paramtransfer.model.networks import make_network
+from paramtransfer.model.two_layer_cnn import TwoLayerCNN
+from paramtransfer.transfer.apply import inherit
+from paramtransfer.transfer.plan import Plan, plan_filters
+from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.rules import Filters, Nothing
-from paramtransfer.transfer.select import num_inherited
+from paramtransfer.transfer.select import Selection, num_inherited
+
+PAIRS = [
+    ("resnet34", "resnet18"),
+    ("resnet101", "resnet34"),
+    ("resnet50", "resnet34"),
+    ("vgg16_bn", "vgg11_bn"),
+    ("resnet18", "vgg11_bn"),
+    ("mobilenet_v2", "mobilenet_v2"),
+]
+
+
+def network(name: str, num_classes: int = 3) -> nn.Module:
+    """A network with random statistics, as if trained."""
+    made = make_network(name, num_classes=num_classes, stem="imagenet", head="small").eval()
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return made
+
+
+def transferred(plan: Plan, upstream: nn.Module, downstream: nn.Module, **selection: Any) -> tuple[nn.Module, Report]:
+    state, report = inherit(plan, upstream.state_dict(), downstream.state_dict(), Selection(seed=0, **selection))
+    made = copy.deepcopy(downstream)
+    made.load_state_dict(state)
+    return made, report
+
+
+def features(model: nn.Module, seed: int = 0) -> torch.Tensor:
+    """What the head is given."""
+    seen = []
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(seed)))
+    handle.remove()
+    return seen[0]
 
 
 @pytest.mark.parametrize(
@@ -17,34 +64,168 @@ def test_alpha_m_rounds_to_the_nearest_whole_filter(alpha: float, filters: int, 
     assert num_inherited(alpha, filters) == expected
 
 
-def test_every_tensor_is_inherited_partly_inherited_or_fresh_and_accounted_for() -> None:
-    """A plain loop over filters makes the same tensors; the report's numbers add up to the model's size."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"whole": (4, 3), "inner": (2, 6, 5), "other shape": (3, 3), "alone": (7,), "no filters": (2,)}
-    fresh = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    upstream = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items() if name != "alone"}
-    upstream["other shape"] = torch.randn(4, 3, generator=generator)
-    dims = {"whole": 0, "inner": 1, "other shape": 0, "alone": 0}
-    plan = pair_by_name(upstream, fresh, dims)
-    state, report = copy_filters(upstream, fresh, plan, lambda num: torch.arange(1, num, 2))
+@pytest.mark.parametrize("channels", ["independent", "consistent"])
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+def test_everything_inherited_by_an_equal_network_gives_its_features(name: str, channels: str) -> None:
+    """alpha = 1, eval mode: only the head is fresh."""
+    upstream, downstream = network(name), network(name, num_classes=5)
+    made, report = transferred(plan_filters(upstream, downstream, channels=channels), upstream, downstream, alpha=1.0)
+    torch.testing.assert_close(features(made), features(upstream), atol=1e-5, rtol=1e-5)
+    fresh = {row.target for row in report.rows if row.status == "fresh" and "num_batches" not in row.target}
+    assert {name.partition(".")[0] for name in fresh} <= {"fc", "classifier"}
+    assert not torch.equal(features(made), features(downstream))
 
-    expected = {name: tensor.clone() for name, tensor in fresh.items()}
-    for r in range(1, 4, 2):
-        expected["whole"][r] = upstream["whole"][r]
-    for r in range(1, 6, 2):
-        expected["inner"][:, r] = upstream["inner"][:, r]
-    assert all(torch.equal(state[name], expected[name]) for name in shapes)
-    assert [row.elements for row in report.rows] == [6, 30, 0, 0, 0]
-    assert sum(row.of_elements for row in report.rows) == sum(tensor.numel() for tensor in fresh.values())
-    assert [bool(row.reason) for row in report.rows] == [False, False, True, True, True]
+
+@pytest.mark.parametrize(("upstream_name", "downstream_name"), PAIRS)
+def test_nothing_inherited_is_a_fresh_model(upstream_name: str, downstream_name: str) -> None:
+    """alpha = 0, bit for bit, and the plan left both models alone."""
+    upstream, downstream = network(upstream_name), network(downstream_name)
+    before = copy.deepcopy(downstream.state_dict())
+    made, report = transferred(plan_filters(upstream, downstream), upstream, downstream, alpha=0.0)
+    for state in (made.state_dict(), downstream.state_dict()):
+        assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
+    assert report.inherited == set()
+
+
+@pytest.mark.parametrize(("upstream_name", "downstream_name"), PAIRS)
+@pytest.mark.parametrize("channels", ["independent", "consistent"])
+def test_a_plain_loop_copies_the_same(upstream_name: str, downstream_name: str, channels: str) -> None:
+    """One slice at a time, from what the selection says; the account adds up to the model's size."""
+    upstream, downstream = network(upstream_name), network(downstream_name)
+    plan = plan_filters(upstream, downstream, channels=channels)
+    made, report = transferred(plan, upstream, downstream, alpha=0.05)
+    theirs, ours, result = upstream.state_dict(), downstream.state_dict(), made.state_dict()
+    select = Selection(alpha=0.05, seed=0)
+    for pairing, row in zip(plan, report.rows, strict=True):
+        expected, count = ours[pairing.target].clone(), 0
+        if pairing.source is not None:
+            source = theirs[pairing.source]
+            sizes = list(zip(pairing.axes, expected.shape, source.shape, strict=True))
+            outs = list(zip(*(index.tolist() for index in select(*sizes[0])), strict=True))
+            assert len(outs) == min(num_inherited(0.05, expected.shape[0]), source.shape[0])
+            if expected.dim() == 1:
+                for here, there in outs:
+                    expected[here] = source[there]
+                    count += 1
+            else:
+                ins = list(zip(*(index.tolist() for index in select(*sizes[1])), strict=True))
+                assert len(ins) == min(expected.shape[1], source.shape[1])
+                for here, there in outs:
+                    for into, out_of in ins:
+                        expected[here, into] = source[there, out_of]
+                        count += expected[here, into].numel()
+        assert torch.equal(result[pairing.target], expected)
+        assert (row.elements, row.of_elements) == (count, expected.numel())
+        assert bool(row.reason) == (pairing.source is None)
+    assert sum(row.of_elements for row in report.rows) == sum(tensor.numel() for tensor in ours.values())
+    assert sum(row.filters for row in report.rows) > 0
+
+
+class Chain(nn.Module):
+    """Three convolutions, the last two around a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.inner = nn.Conv2d(width, width, 3, padding=1)
+        self.outer = nn.Conv2d(width, width, 3, padding=1)
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        x = torch.relu(x + self.outer(torch.relu(self.inner(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_dead_channels_do_not_matter_if_the_live_ones_are_named() -> None:
+    """An upstream padded with dead channels at random places, then inherited with the live ones in order."""
+    torch.manual_seed(0)
+    small, wide, fresh = Chain(6).eval(), Chain(11).eval(), Chain(6).eval()
+    live = torch.randperm(11)[:6]
+    with torch.no_grad():
+        for (name, tensor), (_, padded) in zip(small.state_dict().items(), wide.state_dict().items(), strict=True):
+            if name.startswith("head") or not tensor.dim():
+                continue
+            if "weight" not in name or tensor.dim() == 1:
+                padded.fill_(7.0)[live] = tensor
+            else:
+                padded.fill_(7.0)  # what dead channels read and write, nobody inherits
+                inputs = torch.arange(3) if name.startswith("first") else live
+                padded[live[:, None], inputs] = tensor
+    plan = plan_filters(wide, fresh, channels="consistent")
+    axes = {axis.name for pairing in plan for axis in pairing.axes if axis is not None and axis.filters}
+    assert len(axes) == 2  # the stream and what lies inside the shortcut
+    made, _ = transferred(plan, wide, fresh, alpha=1.0, sources={name: live.tolist() for name in axes})
+    torch.testing.assert_close(features(made), features(small), atol=1e-6, rtol=1e-6)
+
+
+def test_consistent_filters_meet_the_channels_that_they_were_trained_on() -> None:
+    """Layers that write to one stream inherit the same channels, independent ones do not."""
+    upstream, downstream = network("resnet18"), network("resnet18")
+    for channels, same in (("consistent", True), ("independent", False)):
+        plan = plan_filters(upstream, downstream, channels=channels)
+        made, _ = transferred(plan, upstream, downstream, alpha=0.5)
+        ours, theirs = made.state_dict(), upstream.state_dict()
+        chosen = [
+            {i for i in range(64) if torch.equal(ours[name][i], theirs[name][i])}
+            for name in ("layer1.0.conv2.weight", "layer1.1.conv2.weight")
+        ]
+        assert [len(part) for part in chosen] == [32, 32]
+        assert (chosen[0] == chosen[1]) is same
+
+
+def test_larger_alpha_inherits_more_of_the_same() -> None:
+    """So that a sweep over alpha adds filters, and other seeds draw others."""
+    upstream, downstream = network("vgg11_bn"), network("vgg11_bn")
+    name = "features.0.weight"
+    plan = next(pairing for pairing in plan_filters(upstream, downstream) if pairing.target == name)
+    small, large = (set(Selection(alpha=a, seed=0)(plan.axes[0], 64, 64)[0].tolist()) for a in (0.25, 0.5))
+    assert small < large
+    assert large != set(Selection(alpha=0.5, seed=1)(plan.axes[0], 64, 64)[0].tolist())
+
+
+@pytest.mark.parametrize(("batchnorm", "kept"), [("reset", 4), ("recalibrate", 2)])
+def test_batch_norm_can_stay_fresh(batchnorm: str, kept: int) -> None:
+    """All of it, or its statistics."""
+    model = network("resnet18")
+    reasons = [row.reason for row in plan_filters(model, model, batchnorm=batchnorm)]
+    assert reasons.count(f"transfer.batchnorm={batchnorm}") == kept * 20
+
+
+def test_resnet101_to_resnet34_pairs_as_the_readme_says() -> None:
+    """Stage by stage, shortcuts with shortcuts, at proportional depth."""
+    plan = plan_filters(get_model("resnet101"), get_model("resnet34"))
+    sources = {pairing.target: pairing.source for pairing in plan}
+    assert sources["conv1.weight"] == "conv1.weight"
+    assert sources["layer2.0.downsample.0.weight"] == "layer2.0.downsample.0.weight"
+    assert sources["layer3.0.conv1.weight"] == "layer3.0.conv2.weight"
+    assert sources["layer3.5.conv2.weight"] == "layer3.20.conv2.weight"  # the eleventh of 11 that do not widen, of 23
+    assert sources["fc.weight"] is None
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet50d", "seresnet50", "efficientnet_b0", "convnext_tiny"])
+def test_networks_of_timm_work_by_name(name: str) -> None:
+    """A plan is made, and an equal network inherits all of its convolutions."""
+    model = timm.create_model(name)
+    _, report = transferred(plan_filters(model, model), model, model, alpha=1.0)
+    convolutions = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    assert convolutions <= report.inherited
+
+
+def test_networks_without_a_plan_are_refused_by_name_of_their_layers() -> None:
+    """One sentence."""
+    with pytest.raises(ValueError, match=r"nothing could be inherited.*Chain \(first, inner, outer\).*no filters"):
+        plan_filters(nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), Chain(4))
 
 
 def test_rules_leave_their_inputs_alone() -> None:
-    """Applying a rule is pure: neither state changes, and nothing is shared with the result."""
-    upstream, fresh = {"filters": torch.ones(1, 2, 4, 3)}, {"filters": torch.zeros(1, 2, 4, 3)}
+    """Applying a rule is pure: neither model changes, and nothing is shared with the result."""
+    upstream, fresh = TwoLayerCNN(torch.ones(1, 2, 4, 3)), TwoLayerCNN(torch.zeros(1, 2, 4, 3))
     for rule, inherited in ((Filters(alpha=0.5), 12.0), (Nothing(), 0.0)):
-        state, _ = rule(upstream, fresh, {"filters": 2})
+        state, report = rule(upstream, fresh, seed=0)
         assert state["filters"].sum() == inherited
+        assert report.rows[0].elements == inherited
         state["filters"].fill_(7)
-        assert upstream["filters"].unique().tolist() == [1]
-        assert fresh["filters"].unique().tolist() == [0]
+        assert upstream.filters.unique().tolist() == [1]
+        assert fresh.filters.unique().tolist() == [0]

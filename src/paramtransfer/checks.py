@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 
+class ConfigError(ValueError):
+    """A setting that is out of range: one sentence that names the key, the value and what is allowed."""
+
+
 def whole(key: str, value: Any, *, at_least: int) -> int:
     """A whole number; 1e6 is one."""
     if _is_number(value) and value == math.floor(value) and value >= at_least:

@@ -55,7 +55,7 @@ def _end(word: str, *_: Any) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(_CONF), config_name="config")
 def _run(config: DictConfig) -> None:
-    from paramtransfer.config import ConfigError
+    from paramtransfer.checks import ConfigError
     from paramtransfer.tracking.store import StoreError
 
     _end_gracefully()  # a launcher may have started this job in a process of its own
@@ -76,9 +76,8 @@ def _run(config: DictConfig) -> None:
 def _print_plan(config: DictConfig) -> None:
     from paramtransfer.config import make_job
     from paramtransfer.experiment import plan
-    from paramtransfer.figures.job_table import print_plan
 
-    print_plan(plan(make_job(config)))
+    print(plan(make_job(config)))
 
 
 def _run_alone(config: DictConfig) -> None:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from paramtransfer.checks import choice, flag, refusal, share, whole
-from paramtransfer.stage import Stage
+from paramtransfer.checks import ConfigError, choice, flag, refusal, share, whole
+from paramtransfer.stage import SIDES, Stage
 
 if TYPE_CHECKING:
     from paramtransfer.experiment import Job, StageSettings
 
 # Groups that a stage's result depends on. The trainer's part is the device and precision.
-_GROUPS = ("dataset", "task", "model", "transfer", "optim", "solver")
+_GROUPS = ("dataset", "task", "model", "transfer", "optim")
 
 
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -28,10 +28,6 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Div: operator.truediv,
     ast.Pow: operator.pow,
 }
-
-
-class ConfigError(ValueError):
-    """A setting that is out of range: one sentence that names the key, the value and what is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +124,7 @@ def _make_job(config: DictConfig) -> "Job":
     from paramtransfer.experiment import Job
 
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    for group in (*_GROUPS, "trainer"):
+    for group in (*_GROUPS, "solver", "trainer"):
         if not isinstance(values[group], dict):
             raise refusal(group, values[group], f"one of the options in conf/{group}/")
     if not isinstance(values["figure"], dict | None):
@@ -140,22 +136,32 @@ def _make_job(config: DictConfig) -> "Job":
     optim = instantiate("optim", values["optim"])
     tasks = instantiate("task", _without(values["task"], "training"), dataset=dataset, model=model, optim=optim)
     trainer = instantiate("trainer", values["trainer"])
-    training = instantiate(
-        "task.training", values["task"]["training"], optim=optim, solver=instantiate("solver", values["solver"])
-    )
+    training = instantiate("task.training", values["task"]["training"], optim=optim)
     instantiate("figure", values["figure"])  # refuses now what it refuses
 
     stages: list[Stage] = ["baseline", "downstream"]
     if transfer.needs_upstream:
         stages.insert(0, "upstream")
-    unused = {"dataset": getattr(dataset, "unused", {}), "task": getattr(tasks, "unused", {})}
+    objects = {"dataset": dataset, "task": tasks, "model": model}
+    unused = {group: getattr(value, "unused", {}) for group, value in objects.items()}
+    tasks.check(transfer, root.seed, root.replicates)
     return Job(
         tasks=tasks,
         model=model,
         transfer=transfer,
         training=training,
         trainer=trainer,
-        stages={stage: _settings(values, stage, stages, unused, trainer.device) for stage in stages},
+        stages={
+            stage: _settings(
+                values,
+                stage,
+                stages,
+                unused=unused,
+                contents={"dataset.content": tasks.content(SIDES[stage]), "model.upstream.content": model.content},
+                device=trainer.device,
+            )
+            for stage in stages
+        },
         seed=root.seed,
         replicates=root.replicates,
         reuse=root.reuse,
@@ -167,10 +173,12 @@ def _settings(
     values: Mapping[str, Any],
     stage: Stage,
     stages: list[Stage],
+    *,
     unused: Mapping[str, Mapping[str, tuple[str, ...]]],
+    contents: Mapping[str, str],
     device: str,
 ) -> "StageSettings":
-    """What a stage depends on: all groups, less what its classes say it does not use."""
+    """What a stage depends on: all groups, less what its classes say it does not use, and the content of files."""
     from paramtransfer.experiment import StageSettings
     from paramtransfer.tracking.fingerprint import fingerprint
 
@@ -185,12 +193,18 @@ def _settings(
         params["alpha"] = values["transfer"]["alpha"]
     groups["trainer"] = _without(values["trainer"], "accelerator", "progress")  # the device counts apart
     params = dict(_flatten({**params, **groups}))
+    params |= {key: content for key, content in contents.items() if content and _uses(key, groups)}
     own_sources = {_source(target) for key, target in params.items() if key.endswith("_target_") and _is_own(target)}
     return StageSettings(
         fingerprint=fingerprint(params, device=device, own_sources=own_sources),
         params=params,
         own_sources={path.name: path.read_text(encoding="utf-8") for path in own_sources},
     )
+
+
+def _uses(key: str, groups: Mapping[str, Any]) -> bool:
+    group, _, rest = key.partition(".")
+    return "." not in rest or rest.partition(".")[0] in groups[group]
 
 
 def _without(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -6,15 +6,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 
+from paramtransfer.checks import ConfigError
 from paramtransfer.estimates import accuracy, paired_gain
 from paramtransfer.stage import SIDES, Side, Stage
 from paramtransfer.tracking.store import Store, as_json
 from paramtransfer.training.trainer import StageTrainer
-from paramtransfer.transfer.apply import Report
 from paramtransfer.transfer.callback import ParameterTransfer
+from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.rules import TransferRule
 
 
@@ -22,7 +23,7 @@ class Tasks(Protocol):
     """What a job needs of its pair of tasks."""
 
     def data(self, side: Side, *, seed: int, replicates: int) -> Any:
-        """The LightningDataModule of one side; `carry(state)` takes an upstream's state to it."""
+        """The LightningDataModule of one side, with the number of `epochs` to train."""
 
     def label(self, side: Side) -> str:
         """The setting in a few words, for the names of runs."""
@@ -32,6 +33,19 @@ class Tasks(Protocol):
 
     def verdict(self, alpha: float) -> str:
         """What the theory predicts for the job, in words."""
+
+
+class Models(Protocol):
+    """What a job needs of its pair of architectures."""
+
+    def build(self, data: Any) -> nn.Module:
+        """A fresh model for one side's data."""
+
+    def upstream(self, state: Mapping[str, Tensor] | None, data: Any) -> nn.Module:
+        """The upstream model with a state, as the downstream's data sees it; with None, before its training."""
+
+    def foreign(self, read_run: Callable[[str], dict[str, Tensor]]) -> dict[str, Tensor] | None:
+        """The state of an upstream from elsewhere, which may be a run; None where the upstream is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +64,7 @@ class Job:
     """One experiment, as objects."""
 
     tasks: Tasks
-    model: Any
+    model: Models
     transfer: TransferRule
     training: Callable[..., LightningModule]
     trainer: StageTrainer
@@ -81,6 +95,7 @@ def run(job: Job, store: Store, *, tags: Mapping[str, str]) -> dict[Stage, Stage
         store: where runs are found and kept.
         tags: set on every run that the job uses.
     """
+    foreign = _foreign(job, store)
     results: dict[Stage, StageResult] = {}
     run_ids: dict[Stage, str] = {}
     for stage, settings in job.stages.items():
@@ -105,17 +120,38 @@ def run(job: Job, store: Store, *, tags: Mapping[str, str]) -> dict[Stage, Stage
                     files={"config.yaml": job.config, **settings.own_sources},
                 )
         for stage in job.stages:
-            if stage not in results:
+            if stage not in results and stage == "upstream" and foreign is not None:
+                results[stage] = _keep(store, run_ids[stage], foreign)
+            elif stage not in results:
                 results[stage] = _train(job, stage, store, run_ids[stage], results)
     return results
 
 
+def _foreign(job: Job, store: Store) -> dict[str, Tensor] | None:
+    """The state of an upstream from elsewhere."""
+    try:
+        return job.model.foreign(store.state) if "upstream" in job.stages else None
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _keep(store: Store, run_id: str, state: dict[str, Tensor]) -> StageResult:
+    """An upstream that is not trained here."""
+    hits_RN = torch.zeros(1, 0, dtype=torch.bool)
+    store.finish(run_id, metrics={}, result=_result(state, hits_RN), files={})
+    return StageResult(run_id=run_id, metrics={}, state=state, hits_RN=hits_RN, reused=False)
+
+
+def _result(state: Mapping[str, Tensor], hits_RN: Tensor) -> dict[str, Any]:
+    """What a run keeps of a stage."""
+    packed = torch.from_numpy(np.packbits(hits_RN.numpy(), axis=1))
+    return {"state": dict(state), "hits": packed, "num_test": hits_RN.shape[1]}
+
+
 def plan(job: Job) -> Report:
     """What the downstream would inherit, tensor by tensor, without any training."""
-    data = job.tasks.data("downstream", seed=job.seed, replicates=1)
-    model = job.model.build(data)
-    fresh = model.state_dict()
-    return job.transfer(fresh, fresh, model.filter_dims)[1]
+    data = job.tasks.data("downstream", seed=job.seed, replicates=job.replicates)
+    return job.transfer(job.model.upstream(None, data), job.model.build(data), seed=job.seed)[1]
 
 
 def _name(job: Job, stage: Stage) -> str:
@@ -126,13 +162,14 @@ def _name(job: Job, stage: Stage) -> str:
 def _train(job: Job, stage: Stage, store: Store, run_id: str, results: Mapping[Stage, StageResult]) -> StageResult:
     """Train and test one stage in a Lightning training of its own."""
     data = job.tasks.data(SIDES[stage], seed=job.seed, replicates=job.replicates)
-    model: nn.Module = job.model.build(data)
+    model = job.model.build(data)
     module: Any = job.training(model)
     inheritance = None
     if stage == "downstream":
-        upstream = data.carry(results["upstream"].state) if "upstream" in results else {}
-        inheritance = ParameterTransfer(job.transfer, upstream)
-    trainer = job.trainer(stage, logger=store.logger(run_id), callbacks=[inheritance] if inheritance else [])
+        state = results["upstream"].state if "upstream" in results else None
+        inheritance = ParameterTransfer(job.transfer, job.model.upstream(state, data), seed=job.seed)
+    callbacks: list[Callback] = [inheritance] if inheritance else []
+    trainer = job.trainer(stage, epochs=data.epochs, logger=store.logger(run_id), callbacks=callbacks)
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
 
@@ -149,7 +186,5 @@ def _train(job: Job, stage: Stage, store: Store, run_id: str, results: Mapping[S
         metrics["test/acc_without_transfer_sem"] = baseline.metrics["test/acc_sem"]
         files["transfer.json"] = as_json(inheritance.report.as_dict())
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    packed = torch.from_numpy(np.packbits(hits_RN.numpy(), axis=1))
-    result = {"state": state, "hits": packed, "num_test": hits_RN.shape[1]}
-    store.finish(run_id, metrics=metrics, result=result, files=files)
+    store.finish(run_id, metrics=metrics, result=_result(state, hits_RN), files=files)
     return StageResult(run_id=run_id, metrics=metrics, state=state, hits_RN=hits_RN, reused=False)

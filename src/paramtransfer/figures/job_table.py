@@ -8,7 +8,7 @@ from rich.table import Table
 
 from paramtransfer.experiment import Job, StageResult
 from paramtransfer.stage import Stage
-from paramtransfer.transfer.apply import Report
+from paramtransfer.transfer.report import Report
 
 _ROWS: tuple[tuple[str, Stage, str, str], ...] = (
     ("without transfer", "baseline", "test/acc", ".4f"),
@@ -21,15 +21,17 @@ def print_job(job: Job, results: Mapping[Stage, StageResult], report: Report, *,
     """Test accuracy with and without transfer and the gain, what the theory says of it, and how to go on."""
     table = Table("", "test accuracy", "± s.e.", "training")
     upstream: tuple[tuple[str, Stage, str, str], ...] = (("upstream, on task 1", "upstream", "test/acc", ".4f"),)
-    for name, stage, key, form in (*(upstream if "upstream" in results else ()), *_ROWS):
+    has_upstream = "upstream" in results and "test/acc" in results["upstream"].metrics
+    for name, stage, key, form in (*(upstream if has_upstream else ()), *_ROWS):
         metrics = results[stage].metrics
         training = "" if key == "test/gain" else _training(results[stage])
         table.add_row(name, format(metrics[key], form), f"{metrics[f'{key}_sem']:.4f}", training)
     replicates, num_test = results["downstream"].hits_RN.shape
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"n = {replicates} replicates × {num_test} test samples; {report.summary} (each sign)")
-    console.print(job.tasks.verdict(job.transfer.alpha if "upstream" in results else 0.0))
+    console.print(f"n = {replicates} × {num_test} test samples; {report.summary}")
+    if verdict := job.tasks.verdict(job.transfer.alpha if "upstream" in results else 0.0):
+        console.print(verdict)
     console.print(f"Done in {seconds:.1f} s. Compare the runs in the browser: make ui")
 
 
@@ -41,15 +43,6 @@ def print_job_line(num: int, overrides: Mapping[str, Any], results: Mapping[Stag
         for name, stage, key, form in _ROWS
     ]
     print(f"#{num} {setting}: {', '.join(estimates)}", flush=True)
-
-
-def print_plan(report: Report) -> None:
-    """What every tensor of the downstream model would inherit."""
-    table = Table("tensor", "from", "filters inherited", "parameters inherited", "why not", title=report.summary)
-    for row in report.rows:
-        filters, elements = f"{row.filters} of {row.of_filters}", f"{row.elements} of {row.of_elements}"
-        table.add_row(row.target, row.source or "fresh", filters, elements, row.reason)
-    Console().print(table)
 
 
 def _training(result: StageResult) -> str:

@@ -4,6 +4,7 @@ Shape letters: R replicates, N samples, P patches (2), J signs (+1 first), M fil
 coordinates.
 """
 
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Protocol
 
 import torch
@@ -38,6 +39,8 @@ class TwoLayerCNN(nn.Module):
 class _Drawn(Protocol):
     initial_RFD: Tensor
 
+    def carry(self, upstream: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
 
 class TwoLayerCNNs:
     """Both architectures of a synthetic job: `filters` (m) filters of each sign, drawn from N(0, init_std^2 I).
@@ -45,6 +48,8 @@ class TwoLayerCNNs:
     Raises:
         ValueError: an argument that is out of range, named by its configuration key.
     """
+
+    content = ""
 
     def __init__(self, *, filters: int, init_std: float) -> None:
         self.filters = whole("model.filters", filters, at_least=1)
@@ -58,3 +63,10 @@ class TwoLayerCNNs:
     def build(self, data: _Drawn) -> TwoLayerCNN:
         """A fresh network for a stage whose data module has drawn `initial_RFD`, standard normal filters."""
         return TwoLayerCNN(self.init_std * torch.unflatten(data.initial_RFD, 1, (2, self.filters)))
+
+    def upstream(self, state: Mapping[str, Tensor] | None, data: _Drawn) -> TwoLayerCNN:
+        """The upstream network in the coordinates of the downstream's data; untrained, any network of that shape."""
+        return self.build(data) if state is None else TwoLayerCNN(data.carry(state)["filters"])
+
+    def foreign(self, read_run: Callable[[str], dict[str, Tensor]]) -> None:
+        """The upstream is always trained."""

@@ -4,7 +4,7 @@ Shape letters: R replicates, F filters (both signs), D coordinates.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -75,6 +75,8 @@ class Batches(Generic[T]):
 class SyntheticTask(LightningDataModule):
     """One task for one stage, drawn when first asked for; baseline and downstream of a seed draw the same."""
 
+    epochs = 1
+
     def __init__(self, tasks: "SyntheticTasks", side: Side, *, seed: int, replicates: int) -> None:
         super().__init__()
         self.tasks = tasks
@@ -104,7 +106,7 @@ class SyntheticTask(LightningDataModule):
         """The task as the theory sees it, alone."""
         return self.tasks.setting("upstream" if self.side == "upstream" else "baseline", alpha=0.0)
 
-    def carry(self, upstream: dict[str, Tensor]) -> dict[str, Tensor]:
+    def carry(self, upstream: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The upstream's state dict in this task's coordinates."""
         here, there = self.tasks.coordinates["downstream"], self.tasks.coordinates["upstream"]
         shape = (*upstream["filters"].shape[1:3], here.dim)
@@ -184,6 +186,13 @@ class SyntheticTasks:
         """The setting in a few words, for the names of runs."""
         own = self.sides[side]
         return f"d={self.dataset.dim} ‖u‖={self.dataset.u_norm:.3g} N={own.num_samples} σ_p={own.noise:g}"
+
+    def check(self, transfer: Any, seed: int, replicates: int) -> None:
+        """All that can be refused has been."""
+
+    def content(self, side: Side) -> str:
+        """Nothing: the settings say all of the data."""
+        return ""
 
     def setting(self, stage: Stage, alpha: float) -> theory.Setting:
         """What the theory sees of a stage: both tasks for the downstream, its own task alone for the others."""

@@ -90,6 +90,19 @@ class Store:
             log.warning(reason)
         return None
 
+    def state(self, run_id: str) -> dict[str, torch.Tensor]:
+        """The weights that a run keeps.
+
+        Raises:
+            StoreError: there is no such run, or it keeps none.
+        """
+        try:
+            state: dict[str, torch.Tensor] = self._load(run_id)["state"]
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise StoreError(f"run {run_id}: its weights cannot be read ({reason})") from error
+        return state
+
     def _load(self, run_id: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = self.client.download_artifacts(run_id, _RESULT, folder)

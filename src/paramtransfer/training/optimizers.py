@@ -1,6 +1,16 @@
 """Optimizers and their schedules."""
 
-from paramtransfer.checks import number
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from paramtransfer.checks import choice, flag, number
 
 
 class GradientDescent:
@@ -12,3 +22,87 @@ class GradientDescent:
 
     def __init__(self, *, lr: float) -> None:
         self.lr = number("optim.lr", lr, above=0)
+
+
+class MinibatchOptimizer(ABC):
+    """An optimizer on minibatches with a warm-up and a schedule, set anew at every step.
+
+    Args:
+        lr: the largest step size.
+        weight_decay: of weights with more than one dimension; biases and norms have none.
+        schedule: `cosine`, down to zero, or `constant`.
+        warmup_epochs: over which the step size grows linearly from zero.
+        inherited_lr_scale: what the step size of inherited tensors is multiplied by.
+
+    Raises:
+        ValueError: an argument that is out of range, named by its configuration key.
+    """
+
+    def __init__(
+        self, *, lr: float, weight_decay: float, schedule: str, warmup_epochs: float, inherited_lr_scale: float
+    ) -> None:
+        self.lr = number("optim.lr", lr, above=0)
+        self._weight_decay = number("optim.weight_decay", weight_decay, at_least=0)
+        self._schedule = choice("optim.schedule", schedule, ("cosine", "constant"))
+        self._warmup_epochs = number("optim.warmup_epochs", warmup_epochs, at_least=0)
+        self._inherited_lr_scale = number("optim.inherited_lr_scale", inherited_lr_scale, at_least=0)
+
+    @abstractmethod
+    def make(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer of some groups of parameters."""
+
+    def configure(self, model: nn.Module, *, inherited: Collection[str], steps: int, epochs: int) -> dict[str, Any]:
+        """What Lightning's `configure_optimizers` returns.
+
+        Args:
+            model: what is trained.
+            inherited: names of the tensors that inherited something.
+            steps: of the whole training.
+            epochs: of the whole training.
+        """
+        optimizer = self.make(self._groups(model, inherited))
+        warmup = self._warmup_epochs * steps / epochs
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            progress = (step - warmup) / max(1, steps - warmup)
+            return (1 + math.cos(math.pi * progress)) / 2 if self._schedule == "cosine" else 1.0
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def _groups(self, model: nn.Module, inherited: Collection[str]) -> list[dict[str, Any]]:
+        groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+        for name, parameter in model.named_parameters():
+            decays, is_inherited = parameter.dim() > 1, name in inherited
+            group = groups.setdefault(
+                (decays, is_inherited),
+                {
+                    "params": [],
+                    "lr": self.lr * (self._inherited_lr_scale if is_inherited else 1.0),
+                    "weight_decay": self._weight_decay if decays else 0.0,
+                },
+            )
+            group["params"].append(parameter)
+        return list(groups.values())
+
+
+class SGD(MinibatchOptimizer):
+    """Stochastic gradient descent with momentum; see `MinibatchOptimizer`."""
+
+    def __init__(self, *, momentum: float, nesterov: bool, **others: Any) -> None:
+        super().__init__(**others)
+        self._momentum = number("optim.momentum", momentum, at_least=0)
+        self._nesterov = flag("optim.nesterov", nesterov)
+
+    def make(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer of some groups of parameters."""
+        return torch.optim.SGD(groups, momentum=self._momentum, nesterov=self._nesterov)
+
+
+class AdamW(MinibatchOptimizer):
+    """Adam with decoupled weight decay; see `MinibatchOptimizer`."""
+
+    def make(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer of some groups of parameters."""
+        return torch.optim.AdamW(groups)

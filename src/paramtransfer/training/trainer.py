@@ -5,8 +5,8 @@ import warnings
 from typing import Any
 
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.loggers import Logger
 
@@ -24,22 +24,32 @@ _QUIET: dict[str, Any] = {
 }
 
 
-class StageProgress(TQDMProgressBar):
-    """Lightning's progress bar, named after the stage; testing is too short for one."""
+class StageProgress(Callback):
+    """One bar for the whole training of a stage, with the time left; testing is too short for one."""
 
     def __init__(self, stage: Stage) -> None:
-        super().__init__(refresh_rate=5)
         self._stage = stage
+        self._bar: Tqdm | None = None
 
-    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
-        super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description(f"{self._stage:<10}")
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        total = int(trainer.estimated_stepping_batches)
+        self._bar = Tqdm(desc=f"{self._stage:<10}", total=total, initial=trainer.global_step, dynamic_ncols=True)
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        assert self._bar is not None
+        values = {name: float(value) for name, value in trainer.progress_bar_metrics.items()}
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+        self._bar.update()
 
-    def init_test_tqdm(self) -> Tqdm:
-        return Tqdm(disable=True)
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 class StageTrainer:
@@ -74,12 +84,15 @@ class StageTrainer:
             raise refusal("trainer.accelerator", accelerator, "auto or cpu on this machine, which has no CUDA device")
         return accelerator == "cpu" or not torch.cuda.is_available()
 
-    def __call__(self, stage: Stage, *, logger: Logger, callbacks: list[Callback]) -> Trainer:
+    def __call__(self, stage: Stage, *, epochs: int, logger: Logger, callbacks: list[Callback]) -> Trainer:
         progress: list[Callback] = [StageProgress(stage)] if self._progress else []
         return Trainer(
             **self._settings,
-            **{**_QUIET, "enable_progress_bar": self._progress},
-            max_epochs=1,
+            **_QUIET,
+            plugins=LightningEnvironment(),  # one device, whatever a cluster has started
+            max_epochs=epochs,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
             log_every_n_steps=1,
             logger=logger,
             callbacks=[*progress, *callbacks],

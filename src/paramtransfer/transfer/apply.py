@@ -1,59 +1,26 @@
-"""How: inherited filters are copied as they are, and every tensor is accounted for."""
+"""How: inherited slices are copied as they are, and every tensor is accounted for."""
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
+import torch
 from torch import Tensor
 
-from paramtransfer.transfer.plan import Pairing, State
+from paramtransfer.transfer.layout import Axis
+from paramtransfer.transfer.plan import Plan, State
+from paramtransfer.transfer.report import Inherited, Report
+
+Select = Callable[[Axis | None, int, int], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inherited:
-    """What one tensor of the downstream model inherited."""
-
-    target: str
-    source: str | None
-    filters: int
-    """Filters inherited."""
-    of_filters: int
-    """Filters that the tensor has; 0 where it has none."""
-    elements: int
-    """Numbers inherited."""
-    of_elements: int
-    """Numbers that the tensor has."""
-    reason: str
-    """Why the tensor stayed fresh."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """One row for every tensor of the downstream model."""
-
-    rows: list[Inherited]
-
-    @property
-    def summary(self) -> str:
-        """What was inherited, in one line."""
-        filters, of_filters = sum(row.filters for row in self.rows), sum(row.of_filters for row in self.rows)
-        return f"{filters} of {of_filters} filters inherited"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a file."""
-        return {"summary": self.summary, "tensors": [asdict(row) for row in self.rows]}
-
-
-def copy_filters(
-    upstream: State, fresh: State, plan: list[Pairing], select: Callable[[int], Tensor]
-) -> tuple[dict[str, Tensor], Report]:
+def inherit(plan: Plan, upstream: State, fresh: State, select: Select) -> tuple[dict[str, Tensor], Report]:
     """The downstream model's new state, in new tensors, and the account of it.
 
     Args:
+        plan: one pairing for every tensor of `fresh`.
         upstream: state of the trained upstream model.
         fresh: state of the fresh downstream model.
-        plan: one pairing for every tensor of `fresh`.
-        select: the indices to inherit, given the number of filters; they keep their positions.
+        select: positions along a dimension, here and upstream, given its axis and its two sizes.
     """
     assert [pairing.target for pairing in plan] == list(fresh)
     state, rows = {}, []
@@ -61,11 +28,14 @@ def copy_filters(
         tensor = fresh[pairing.target].clone()
         filters = of_filters = elements = 0
         if pairing.source is not None:
-            of_filters = tensor.shape[pairing.filter_dim]
-            index = select(of_filters).to(tensor.device)
-            source = upstream[pairing.source].to(tensor).index_select(pairing.filter_dim, index)
-            tensor.index_copy_(pairing.filter_dim, index, source)
-            filters, elements = len(index), source.numel()
+            sizes = zip(pairing.axes, pairing.shape, pairing.source_shape, strict=True)
+            here, there = zip(*(select(*size) for size in sizes), strict=True)
+            taken = upstream[pairing.source][torch.meshgrid(*there, indexing="ij")]
+            tensor[torch.meshgrid(*here, indexing="ij")] = taken.to(tensor)
+            elements = math.prod(len(index) for index in here)
+            for axis, size, index in zip(pairing.axes, pairing.shape, here, strict=True):
+                if axis is not None and axis.filters:
+                    filters, of_filters = len(index), size
         state[pairing.target] = tensor
         rows.append(
             Inherited(

@@ -3,9 +3,10 @@
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import nn
+from torch.optim.swa_utils import update_bn
 
-from paramtransfer.transfer.apply import Report
-from paramtransfer.transfer.plan import State
+from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.rules import TransferRule
 
 
@@ -14,16 +15,21 @@ class ParameterTransfer(Callback):
 
     Args:
         rule: what is inherited and how.
-        upstream: state of the trained upstream model, in the downstream task's coordinates.
+        upstream: the trained upstream model.
+        seed: which filters are drawn.
     """
 
     report: Report
 
-    def __init__(self, rule: TransferRule, upstream: State) -> None:
+    def __init__(self, rule: TransferRule, upstream: nn.Module, *, seed: int) -> None:
         self._rule = rule
         self._upstream = upstream
+        self._seed = seed
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model: Any = pl_module.model
-        state, self.report = self._rule(self._upstream, model.state_dict(), model.filter_dims)
+        state, self.report = self._rule(self._upstream, model, seed=self._seed)
         model.load_state_dict(state)
+        if self._rule.recalibrate:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            update_bn(data.calibration_batches(pl_module.device), model)

@@ -1,46 +1,48 @@
-"""The transfer rules that a configuration can name: each turns two states into the downstream model's start."""
+"""The transfer rules that a configuration can name: each gives the downstream model its start."""
 
-from collections.abc import Mapping
-from functools import partial
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from paramtransfer.checks import share
-from paramtransfer.transfer.apply import Report, copy_filters
-from paramtransfer.transfer.plan import Pairing, State, pair_by_name
-from paramtransfer.transfer.select import first
+from paramtransfer.checks import choice, share
+from paramtransfer.transfer.apply import inherit
+from paramtransfer.transfer.plan import BATCHNORM, CHANNELS, plan_filters, plan_nothing
+from paramtransfer.transfer.report import Report
+from paramtransfer.transfer.select import Selection
 
 
 class TransferRule(Protocol):
-    """What is inherited and how; a rule of your own needs these three names."""
+    """What is inherited and how; a rule of your own needs these names."""
 
     alpha: float
     """The share of filters inherited, which the theory is evaluated at."""
     needs_upstream: bool
+    recalibrate: bool
+    """Whether batch norm statistics are measured on the downstream's images before training."""
 
-    def __call__(
-        self, upstream: State, fresh: State, filter_dims: Mapping[str, int]
-    ) -> tuple[dict[str, Tensor], Report]:
-        """The downstream model's start and the account of it, from the upstream's trained and its own fresh state."""
+    def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:
+        """The downstream model's start and the account of it, from the trained and the fresh model, both unchanged."""
 
 
 class Filters:
-    """The share `alpha` of the filters of each sign is inherited (Algorithm 1).
+    """The share `alpha` of every layer's filters is inherited (Algorithm 1); see `plan_filters` for the rest.
 
     Raises:
-        ValueError: `alpha` is not in [0, 1].
+        ValueError: an argument that is out of range, named by its configuration key.
     """
 
     needs_upstream = True
 
-    def __init__(self, *, alpha: float) -> None:
+    def __init__(self, *, alpha: float, channels: str = "independent", batchnorm: str = "inherit") -> None:
         self.alpha = share("alpha", alpha)
+        self.channels = choice("transfer.channels", channels, CHANNELS)
+        self.batchnorm = choice("transfer.batchnorm", batchnorm, BATCHNORM)
+        self.recalibrate = batchnorm == "recalibrate"
 
-    def __call__(
-        self, upstream: State, fresh: State, filter_dims: Mapping[str, int]
-    ) -> tuple[dict[str, Tensor], Report]:
-        return copy_filters(upstream, fresh, pair_by_name(upstream, fresh, filter_dims), partial(first, self.alpha))
+    def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:
+        plan = plan_filters(upstream, downstream, channels=self.channels, batchnorm=self.batchnorm)
+        select = Selection(alpha=self.alpha, seed=seed)
+        return inherit(plan, upstream.state_dict(), downstream.state_dict(), select)
 
 
 class Nothing:
@@ -48,9 +50,7 @@ class Nothing:
 
     alpha = 0.0
     needs_upstream = False
+    recalibrate = False
 
-    def __call__(
-        self, upstream: State, fresh: State, filter_dims: Mapping[str, int]
-    ) -> tuple[dict[str, Tensor], Report]:
-        plan = [Pairing(target=name, source=None, reason="nothing is inherited") for name in fresh]
-        return copy_filters(upstream, fresh, plan, partial(first, 0.0))
+    def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:
+        return inherit(plan_nothing(downstream), {}, downstream.state_dict(), Selection(alpha=0.0, seed=seed))

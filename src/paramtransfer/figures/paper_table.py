@@ -1,0 +1,60 @@
+"""A table of the paper beside ours."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from paramtransfer.figures.drawing import Drawing, SweepData
+
+SCRATCH = "without transfer"
+
+
+class PaperTable:
+    """Test accuracy in percent, without transfer and for each value of `columns`: published, ours, difference.
+
+    Args:
+        rows: the swept key of the rows.
+        columns: the swept key of the columns.
+        published: the paper's accuracies, percent, by row and then by column, those without transfer under `none`.
+    """
+
+    def __init__(self, *, rows: str, columns: str, published: Mapping[str, Mapping[Any, float]]) -> None:
+        self.rows = rows
+        self.columns = columns
+        self.keys = [rows, columns]
+        self._published = {
+            row: {str(column): value for column, value in values.items()} for row, values in published.items()
+        }
+
+    def __call__(self, data: SweepData) -> Drawing:
+        cells = []
+        for row, group in self._grouped(data.table):
+            published = self._published.get(str(row), {})
+            baseline = group.iloc[0]  # one for all columns: what it trains on does not depend on them
+            cells.append(_cell(row, SCRATCH, published.get("none"), baseline, "test/acc_without_transfer"))
+            for _, line in group.iterrows():
+                column = line[self.columns] if self.columns in group else ""
+                name = f"{self.columns.rpartition('.')[2]}={column}"
+                cells.append(_cell(row, name, published.get(str(column)), line, "test/acc"))
+        table = pd.DataFrame(cells)
+        return Drawing(tables={"paper_table": table}, notes=[table.to_string(index=False)])
+
+    def _grouped(self, table: pd.DataFrame) -> Any:
+        return table.groupby(self.rows, sort=False) if self.rows in table else [("", table)]
+
+
+def _cell(row: Any, column: str, published: float | None, line: pd.Series, key: str) -> dict[str, Any]:
+    ours, sem = 100 * line[key], 100 * line[f"{key}_sem"]
+    gain = key == "test/acc"
+    return {
+        "pair": row,
+        "": column,
+        "paper %": "" if published is None else f"{published:.2f}",
+        "ours %": f"{ours:.2f}",
+        "s.e.": f"{sem:.2f}",
+        "difference": "" if published is None else f"{ours - published:+.2f}",
+        "gain %": f"{100 * line['test/gain']:+.2f}" if gain else "",
+        "gain s.e.": f"{100 * line['test/gain_sem']:.2f}" if gain else "",
+        "n": int(line["n"]),
+    }

@@ -1,0 +1,111 @@
+"""The upstream and the downstream network of an image job."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from paramtransfer.checks import choice
+from paramtransfer.model import weights
+from paramtransfer.model.networks import HEADS, STEMS, check_name, library_network, make_network
+from paramtransfer.randomness import stream
+from paramtransfer.stage import Side
+
+
+class _Task(Protocol):
+    side: Side
+    seed: int
+    classes: Sequence[str]
+
+
+class NetworkPair:
+    """Both architectures, by the names that torchvision or timm have for them.
+
+    Args:
+        upstream: `name`, options of the network, and `weights`: None to train on task 1, a run id, a checkpoint file, or
+            `DEFAULT` for what torchvision or timm have trained.
+        downstream: `name` and options of the network.
+        stem: see `make_network`.
+        head: see `make_network`.
+
+    Raises:
+        ValueError: an argument that is out of range, named by its configuration key.
+    """
+
+    unused: ClassVar = {"upstream": ("downstream",), "baseline": ("upstream",)}
+
+    def __init__(self, *, upstream: dict[str, Any], downstream: dict[str, Any], stem: str, head: str) -> None:
+        self._shared: dict[str, Any] = {
+            "stem": choice("model.stem", stem, STEMS),
+            "head": choice("model.head", head, HEADS),
+        }
+        self._options: dict[Side, dict[str, Any]] = {"upstream": dict(upstream), "downstream": dict(downstream)}
+        self.weights: str | None = self._options["upstream"].pop("weights")
+        self.names: dict[Side, str] = {
+            side: check_name(f"model.{side}.name", options.pop("name")) for side, options in self._options.items()
+        }
+
+    def build(self, data: _Task) -> nn.Module:
+        """A fresh network for one task; baseline and downstream of a seed start alike."""
+        with torch.random.fork_rng():
+            torch.manual_seed(int(stream(f"{data.side} initial weights", seed=data.seed).integers(2**63)))
+            return self._network(data.side, len(data.classes))
+
+    def _network(self, side: Side, num_classes: int) -> nn.Module:
+        try:
+            return make_network(self.names[side], num_classes=num_classes, **self._shared, **self._options[side])
+        except TypeError as error:
+            raise ValueError(f"model.{side}: {self.names[side]} has no such option ({error})") from error
+
+    @property
+    def content(self) -> str:
+        """What identifies upstream weights from elsewhere."""
+        if self.weights is None or self.weights == weights.DEFAULT or _is_run(self.weights):
+            return self.weights or ""
+        return weights.hash_file(self.weights)
+
+    def foreign(self, read_run: Callable[[str], dict[str, Tensor]]) -> dict[str, Tensor] | None:
+        """The state of an upstream that is not trained here; None where it is.
+
+        Raises:
+            ValueError: it cannot be read, or is of another architecture.
+        """
+        if self.weights is None:
+            return None
+        if self.weights == weights.DEFAULT:
+            return weights.pretrained(self.names["upstream"]).state_dict()
+        state = read_run(self.weights) if _is_run(self.weights) else weights.read_file(self.weights)
+        self._fitting(state)
+        return state
+
+    def upstream(self, state: Mapping[str, Tensor] | None, data: _Task) -> nn.Module:
+        """The upstream network with a state, or untrained.
+
+        Raises:
+            ValueError: the state is of another architecture.
+        """
+        if state is not None:
+            return self._fitting(state)
+        if self.weights == weights.DEFAULT:
+            return library_network(self.names["upstream"])
+        return self._network("upstream", len(data.classes))
+
+    def _fitting(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """The upstream network as configured, or as its library has it, whichever the state is of."""
+        name, options = self.names["upstream"], self._options["upstream"]
+        num_classes = len(list(state.values())[-1])
+        reason = ""
+        for network in (
+            self._network("upstream", num_classes),
+            library_network(name, num_classes=num_classes, **options),
+        ):
+            reason = weights.load(network, state)
+            if not reason:
+                return network
+        raise ValueError(f"{weights.KEY}={self.weights}: must be weights of {name}, but {reason}")
+
+
+def _is_run(text: str) -> bool:
+    return re.fullmatch("[0-9a-f]{32}", text) is not None

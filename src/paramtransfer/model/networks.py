@@ -1,0 +1,69 @@
+"""Image networks of torchvision and timm by name, with the stem and the head that suit small images."""
+
+from typing import Any
+
+import timm
+from torch import nn
+from torchvision.models import ResNet, get_model, list_models
+from torchvision.models.vgg import VGG
+
+from paramtransfer.checks import refusal
+
+STEMS = ("imagenet", "cifar")
+HEADS = ("small", "original")
+
+
+def check_name(key: str, name: str) -> str:
+    """The name of a network that torchvision or timm has.
+
+    Raises:
+        ValueError: neither has it.
+    """
+    if name in list_models() or timm.is_model(name):
+        return name
+    close = list(timm.list_models(f"*{name}*")[:3])
+    raise refusal(key, name, f"a network of torchvision or timm{', such as ' + ', '.join(close) if close else ''}")
+
+
+def library_network(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
+    """A network as torchvision, or else timm, makes it: fresh, or with the library's own weights and head.
+
+    Args:
+        name: as the library knows it.
+        pretrained: whether to load the library's default weights.
+        options: what the library takes, such as `num_classes` or timm's `drop_path_rate`.
+    """
+    if name in list_models():
+        network: nn.Module = get_model(name, weights="DEFAULT" if pretrained else None, **options)
+        return network
+    return timm.create_model(name, pretrained=pretrained, **options)
+
+
+def make_network(name: str, *, num_classes: int, stem: str, head: str, **options: Any) -> nn.Module:
+    """A fresh network with the stem and the head that suit the images.
+
+    Args:
+        name: as torchvision, or else timm, knows it.
+        num_classes: outputs.
+        stem: `imagenet`, or `cifar`: a ResNet that starts with a 3 x 3 convolution and without pooling.
+        head: `original`, or `small`: a VGG that ends with one linear layer on the mean of each channel.
+        options: what else the library takes.
+
+    Raises:
+        ValueError: the network has no such stem; names the key.
+    """
+    network = library_network(name, num_classes=num_classes, **options)
+    if stem == "cifar":
+        _start_small(name, network)
+    if head == "small" and isinstance(network, VGG):
+        network.avgpool = nn.AdaptiveAvgPool2d(1)
+        network.classifier = nn.Linear(512, num_classes)
+    return network
+
+
+def _start_small(name: str, network: nn.Module) -> None:
+    if not isinstance(network, ResNet | timm.models.ResNet):
+        raise refusal("model.stem", "cifar", f"imagenet for {name}: only ResNets have the other one")
+    network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")

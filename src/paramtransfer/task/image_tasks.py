@@ -1,0 +1,146 @@
+"""What pairs of image tasks share: settings, parts without overlap, names."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from paramtransfer.checks import number, refusal, share, whole
+from paramtransfer.dataset.images import Images
+from paramtransfer.model.network_pair import NetworkPair
+from paramtransfer.randomness import stream
+from paramtransfer.stage import SIDES, Side, Stage
+from paramtransfer.task.image_task import ImageTask, Part, View
+from paramtransfer.training.optimizers import MinibatchOptimizer
+from paramtransfer.transfer.rules import TransferRule
+
+
+class ImageTasks(ABC):
+    """Tasks 1 and 2 on images; a subclass says which classes of which dataset each has.
+
+    Args:
+        dataset: where the images come from.
+        model: both architectures.
+        optim: what minimizes the loss on minibatches.
+        upstream: task 1: `epochs`.
+        downstream: task 2: `epochs`, and `noise` (sigma_{p,2}), the standard deviation of Gaussian noise added to all its
+            images before normalization, 8-bit units.
+        batch_size: images of a training step.
+        val_share: share of each class's training images that is kept to choose by.
+        padding: of random crops in training, pixels.
+        input_size: height and width that the networks see, pixels; None for the dataset's.
+
+    Raises:
+        ValueError: an argument that is out of range, named by its configuration key.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: Images,
+        model: NetworkPair,
+        optim: MinibatchOptimizer,
+        upstream: dict[str, Any],
+        downstream: dict[str, Any],
+        batch_size: int,
+        val_share: float,
+        padding: int,
+        input_size: int | None,
+    ) -> None:
+        _fits("dataset", dataset, hasattr(dataset, "classes"), "image_folder, cifar10 or cifar100")
+        _fits("model", model, isinstance(model, NetworkPair), "a pair of image networks, such as vgg16_vgg11")
+        _fits("optim", optim, isinstance(optim, MinibatchOptimizer), "sgd or adamw")
+        self.dataset = dataset
+        self.model = model
+        self.epochs: dict[Side, int] = {
+            "upstream": whole("task.upstream.epochs", upstream["epochs"], at_least=1),
+            "downstream": whole("task.downstream.epochs", downstream["epochs"], at_least=1),
+        }
+        self.noise = number("task.downstream.noise", downstream["noise"], at_least=0)
+        self.batch_size = whole("task.batch_size", batch_size, at_least=1)
+        self.val_share = share("task.val_share", val_share)
+        self.padding = whole("task.padding", padding, at_least=0)
+        self.input_size = None if input_size is None else whole("task.input_size", input_size, at_least=1)
+
+    def check(self, transfer: TransferRule, seed: int, replicates: int) -> None:
+        """Refuse now what the data or the transfer would refuse later.
+
+        Raises:
+            ValueError: names the key.
+        """
+        data = {side: self.data(side, seed=seed, replicates=replicates) for side in SIDES.values()}
+        network = self.model.build(data["downstream"])
+        if transfer.needs_upstream:
+            transfer(self.model.upstream(None, data["upstream"]), network, seed=seed)
+
+    @abstractmethod
+    def classes_of(self, side: Side, seed: int) -> Sequence[str]:
+        """The classes of a task, in the order of its labels."""
+
+    def dataset_of(self, side: Side) -> Images:
+        """Where the images of a task come from."""
+        return self.dataset
+
+    def data(self, side: Side, *, seed: int, replicates: int = 1) -> ImageTask:
+        """The data module of one stage.
+
+        Raises:
+            ValueError: the task cannot be made of the dataset; names the key.
+        """
+        if replicates != 1:
+            raise refusal("replicates", replicates, "1 with images: sweep seed=0,1,2 for repetitions")
+        dataset, classes = self.dataset_of(side), self.classes_of(side, seed)
+        noise = self.noise if side == "downstream" else 0.0
+        return ImageTask(
+            dataset=dataset,
+            parts=self._parts(dataset, classes, seed),
+            classes=classes,
+            view=View(size=self.input_size or dataset.size, padding=self.padding, noise=noise),
+            side=side,
+            seed=seed,
+            epochs=self.epochs[side],
+            batch_size=self.batch_size,
+        )
+
+    def _parts(self, dataset: Images, classes: Sequence[str], seed: int) -> dict[str, Part]:
+        """A part of each class's training images to choose by, and of the others those to train on, both drawn."""
+        train, val, test = [], [], []
+        for name in classes:
+            label = list(dataset.classes).index(name)
+            found = np.flatnonzero(dataset.train.labels_N.numpy() == label)
+            order = stream(f"images {name}", seed=seed).permutation(found)
+            num_val = max(1, round(self.val_share * len(order)))
+            val.append(order[:num_val])
+            train.append(order[num_val:][: dataset.per_class])
+            test.append(np.flatnonzero(dataset.test.labels_N.numpy() == label))
+            if not len(train[-1]) or not len(test[-1]):
+                raise ValueError(f"dataset.root: class {name} must have at least two training images and a test image")
+        labels = range(len(classes))
+        return {
+            "train": Part.of(dataset.train, labels, train),
+            "val": Part.of(dataset.train, labels, val),
+            "test": Part.of(dataset.test, labels, test),
+        }
+
+    def content(self, side: Side) -> str:
+        """What identifies a task's images."""
+        return self.dataset_of(side).content
+
+    def label(self, side: Side) -> str:
+        """The setting in a few words, for the names of runs."""
+        noise = f" σ_p={self.noise:g}" if side == "downstream" and self.noise else ""
+        return f"{self.model.names[side]}{noise}"
+
+    def theory(self, stage: Stage, alpha: float) -> dict[str, float]:
+        """Nothing: the theory is for the two-layer CNN."""
+        return {}
+
+    def verdict(self, alpha: float) -> str:
+        """Nothing: the theory is for the two-layer CNN."""
+        return ""
+
+
+def _fits(group: str, value: Any, fits: bool, options: str) -> None:
+    if not fits:
+        raise refusal(group, type(value).__name__, f"{options}, for a task on images")
