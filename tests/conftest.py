@@ -1,6 +1,7 @@
 """What tests of whole jobs share: processes as a user starts them, their store read back, and jobs composed here."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -59,6 +60,34 @@ def train(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., "subpr
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return train
+
+
+@pytest.fixture
+def train_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Runs `python train.py` with some arguments in this process, in an own folder; returns what it prints."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from paramtransfer.cli import main
+    from paramtransfer.tracking.store import open_store
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def train_here(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+        open_store.cache_clear()
+        GlobalHydra.instance().clear()
+        handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            main()
+        finally:
+            for name, handler in handlers.items():
+                signal.signal(name, handler)
+        return capsys.readouterr().out
+
+    return train_here
 
 
 @pytest.fixture(scope="session")

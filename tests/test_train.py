@@ -14,14 +14,16 @@ from urllib.parse import urlsplit
 import pandas as pd
 import pytest
 import torch
+from image_files import is_for_images
 from omegaconf import OmegaConf
 
-from paramtransfer.config import ConfigError
+from paramtransfer.checks import ConfigError
 
 REPO = Path(__file__).parents[1]
 CONF = REPO / "conf"
 FOLDERS = [path for path in sorted(CONF.iterdir()) if path.is_dir() and path.name != "hydra"]
-OPTIONS = [f"{folder.name}={file.stem}" for folder in FOLDERS for file in sorted(folder.glob("*.yaml"))]
+FILES = [file for folder in FOLDERS for file in sorted(folder.glob("*.yaml"))]
+OPTIONS = [f"{file.parent.name}={file.stem}" for file in FILES if not is_for_images(file)]
 STAGES = {"upstream", "baseline", "downstream"}
 
 Fixture = Callable[..., Any]

@@ -48,7 +48,7 @@ class Files:
 class ImageFolder:
     """Images at `train/<class>/*` and `test/<class>/*` below a folder, or at `<class>/*`, split by a seeded draw.
 
-    Decoded once, brought to one size by resizing and cropping the centre, and kept in a cache under a hash of the files.
+    Decoded once, brought to one size by resizing and cropping the centre, and cached under a hash of the files.
 
     Args:
         root: the folder.

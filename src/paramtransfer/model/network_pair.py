@@ -24,8 +24,8 @@ class NetworkPair:
     """Both architectures, by the names that torchvision or timm have for them.
 
     Args:
-        upstream: `name`, options of the network, and `weights`: None to train on task 1, a run id, a checkpoint file, or
-            `DEFAULT` for what torchvision or timm have trained.
+        upstream: `name`, options of the network, and `weights`: None to train on task 1, a run id, a checkpoint file,
+            or `DEFAULT` for what torchvision or timm have trained.
         downstream: `name` and options of the network.
         stem: see `make_network`.
         head: see `make_network`.

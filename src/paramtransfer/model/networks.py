@@ -45,7 +45,7 @@ def make_network(name: str, *, num_classes: int, stem: str, head: str, **options
     Args:
         name: as torchvision, or else timm, knows it.
         num_classes: outputs.
-        stem: `imagenet`, or `cifar`: a ResNet that starts with a 3 x 3 convolution and without pooling.
+        stem: `imagenet`, or `cifar`: a ResNet that starts with a 3 x 3 convolution and no pooling; a VGG does anyway.
         head: `original`, or `small`: a VGG that ends with one linear layer on the mean of each channel.
         options: what else the library takes.
 
@@ -53,7 +53,7 @@ def make_network(name: str, *, num_classes: int, stem: str, head: str, **options
         ValueError: the network has no such stem; names the key.
     """
     network = library_network(name, num_classes=num_classes, **options)
-    if stem == "cifar":
+    if stem == "cifar" and not isinstance(network, VGG):
         _start_small(name, network)
     if head == "small" and isinstance(network, VGG):
         network.avgpool = nn.AdaptiveAvgPool2d(1)

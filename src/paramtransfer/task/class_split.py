@@ -37,7 +37,8 @@ class ClassSplit(ImageTasks):
         self._ratio = whole("task.ratio", ratio, at_least=1)
         needed = self._num_target * (1 + self._ratio)
         if needed > len(names):
-            allowed = f"at most {len(names) // self._num_target - 1}: {len(names)} classes, {self._num_target} of them targets"
+            most = len(names) // self._num_target - 1
+            allowed = f"at most {most}: {len(names)} classes, {self._num_target} of them targets"
             raise refusal("task.ratio", ratio, allowed)
 
     def classes_of(self, side: Side, seed: int) -> Sequence[str]:

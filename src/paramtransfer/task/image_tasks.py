@@ -24,8 +24,8 @@ class ImageTasks(ABC):
         model: both architectures.
         optim: what minimizes the loss on minibatches.
         upstream: task 1: `epochs`.
-        downstream: task 2: `epochs`, and `noise` (sigma_{p,2}), the standard deviation of Gaussian noise added to all its
-            images before normalization, 8-bit units.
+        downstream: task 2: `epochs`, and `noise` (sigma_{p,2}), the standard deviation of Gaussian noise added to all
+            its images before normalization, 8-bit units.
         batch_size: images of a training step.
         val_share: share of each class's training images that is kept to choose by.
         padding: of random crops in training, pixels.
@@ -53,6 +53,7 @@ class ImageTasks(ABC):
         _fits("optim", optim, isinstance(optim, MinibatchOptimizer), "sgd or adamw")
         self.dataset = dataset
         self.model = model
+        self.optim = optim
         self.epochs: dict[Side, int] = {
             "upstream": whole("task.upstream.epochs", upstream["epochs"], at_least=1),
             "downstream": whole("task.downstream.epochs", downstream["epochs"], at_least=1),

@@ -15,6 +15,8 @@ from paramtransfer.stage import Stage
 
 # Lightning's own use of a function that torch 2.14 deprecates.
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+# A job is one process, also where SLURM is installed.
+warnings.filterwarnings("ignore", message="The `srun` command is available")
 
 _PRECISIONS = ("32-true", "64-true")
 _QUIET: dict[str, Any] = {

@@ -19,7 +19,7 @@ class Axis:
     name: str
     """Dimensions of one name choose the same channels."""
     filters: bool
-    """Whether it counts filters, of which the share alpha is inherited; otherwise inputs, which go with their filter."""
+    """Whether it counts filters, of which the share alpha is inherited; otherwise inputs, which all go with them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,16 +45,16 @@ def plan_filters(
 ) -> Plan:
     """Pair the layers of two networks stage by stage, by kind, at proportional depth.
 
-    A layer's partner is of the same stage, kernel size and grouping, on a shortcut if the layer is, and widens or narrows
-    as it does where there is such a one. The head stays fresh: the label sets differ.
+    A layer's partner is of the same stage, kernel size and grouping, on a shortcut if the layer is, and widens or
+    narrows as it does where there is such a one. The head stays fresh: the label sets differ.
 
     Args:
         upstream: the trained model, of which only the architecture is read.
         downstream: the fresh model; likewise.
-        channels: `independent`: each layer chooses its own; `consistent`: the same channels along a residual stream or a
-            chain, so that an inherited filter meets the inputs that it was trained on.
-        batchnorm: `inherit`: scale, shift and running statistics go with their channels; `reset`: all of them stay fresh;
-            `recalibrate`: the statistics stay fresh, to be measured on the downstream's images.
+        channels: `independent`: each layer chooses its own; `consistent`: the same channels along a residual stream or
+            a chain, so that an inherited filter meets the inputs that it was trained on.
+        batchnorm: `inherit`: scale, shift and running statistics go with their channels; `reset`: all of them stay
+            fresh; `recalibrate`: the statistics stay fresh, to be measured on the downstream's images.
 
     Raises:
         ValueError: a network cannot be traced, or no layer of the downstream model has a partner.
@@ -80,8 +80,8 @@ def plan_filters(
             )
     if all(pairing.source is None for pairing in pairings.values()):
         raise ValueError(
-            f"transfer=filters: nothing could be inherited, no layer of {type(downstream).__name__} ({_names(here)}) has a "
-            f"partner of its stage and kind in {type(upstream).__name__} ({_names(there)})"
+            f"transfer=filters: nothing could be inherited, no layer of {type(downstream).__name__} ({_names(here)}) "
+            f"has a partner of its stage and kind in {type(upstream).__name__} ({_names(there)})"
         )
     return [pairings[name] for name in fresh]
 

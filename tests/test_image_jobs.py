@@ -1,0 +1,266 @@
+"""Whole jobs on images, in this process: small networks of timm on pictures made here."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import huggingface_hub.constants
+import pandas as pd
+import pytest
+import torch
+from image_files import is_for_images, write_cifar, write_folder
+from omegaconf import OmegaConf
+from torchvision import datasets
+from torchvision.models import get_model_weights
+
+from paramtransfer.checks import ConfigError
+from paramtransfer.experiment import run
+from paramtransfer.tracking.store import Store
+
+CONF = Path(__file__).parents[1] / "conf"
+FILES = [file for folder in CONF.iterdir() for file in sorted(folder.glob("*.yaml")) if is_for_images(file)]
+IMAGES = ["task=class_split", "dataset=image_folder", "model=network_pair", "optim=sgd", "trainer.progress=false"]
+SMALL = [
+    *("model.upstream.name=test_resnet", "model.downstream.name=test_resnet", "optim.lr=0.01", "task.batch_size=16"),
+    *("task.upstream.epochs=2", "task.downstream.epochs=2", "++task.ratio=2"),
+]
+
+Fixture = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("images") / "root", train=30)
+
+
+@pytest.fixture(autouse=True)
+def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def job(root: Path, compose_job: Fixture) -> Fixture:
+    """A small job on images, and more settings after its own."""
+    return lambda *overrides: compose_job(*IMAGES, f"++dataset.root={root}", *SMALL, *overrides)
+
+
+def files_of(run: Any) -> Path:
+    return Path(urlsplit(run.info.artifact_uri).path)
+
+
+def test_job_on_images(tmp_path: Path, job: Fixture) -> None:
+    """Three runs with curves, parameters of their own and an account of every tensor; found again, trained once."""
+    store = Store(tmp_path)
+    results = run(job(), store, tags={})
+    runs = {stage: store.client.get_run(result.run_id) for stage, result in results.items()}
+    assert {found.info.status for found in runs.values()} == {"FINISHED"}
+    assert runs["downstream"].info.run_name == "downstream α=0.5 test_resnet ratio=2 seed=0"
+    for found in runs.values():
+        assert {"test/acc", "test/acc_sem", "train/loss", "val/acc", "time/train"} <= found.data.metrics.keys()
+        assert len(store.client.get_metric_history(found.info.run_id, "val/acc")) == 2
+        assert "dataset.root" not in found.data.params
+        assert found.data.params["dataset.content"]
+    params = {stage: found.data.params.keys() for stage, found in runs.items()}
+    assert not {key for key in params["upstream"] if "downstream" in key}
+    assert not {key for key in params["baseline"] if "upstream" in key} | {"task.ratio"} & params["baseline"]
+    account = json.loads((files_of(runs["downstream"]) / "transfer.json").read_text())["tensors"]
+    state = results["downstream"].state
+    assert {row["target"]: row["of_elements"] for row in account} == {name: t.numel() for name, t in state.items()}
+    assert {row["status"] for row in account} == {"partly inherited", "fresh"}
+    gain = results["downstream"].metrics["test/acc"] - results["baseline"].metrics["test/acc"]
+    assert results["downstream"].metrics["test/gain"] == pytest.approx(gain)
+
+    again = run(job(), store, tags={})
+    assert all(result.reused for result in again.values())
+    other = run(job("task.ratio=3"), store, tags={})
+    assert {stage for stage, result in other.items() if result.reused} == {"baseline"}
+    other = run(job("alpha=1"), store, tags={})
+    assert {stage for stage, result in other.items() if result.reused} == {"baseline", "upstream"}
+
+
+def test_nothing_inherited_is_the_baseline(tmp_path: Path, job: Fixture) -> None:
+    """Bit for bit: same start, batches, augmentation and noise; another seed trains otherwise."""
+    results = run(job("transfer=none", "task.downstream.noise=5"), Store(tmp_path), tags={})
+    ours, theirs = results["downstream"].state, results["baseline"].state
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    other = run(job("transfer=none", "task.downstream.noise=5", "seed=1"), Store(tmp_path), tags={})["baseline"].state
+    assert not torch.equal(other["conv1.weight"], theirs["conv1.weight"])
+
+
+@pytest.mark.parametrize("batchnorm", ["reset", "recalibrate"])
+def test_batch_norm_options_train(batchnorm: str, tmp_path: Path, job: Fixture) -> None:
+    """Statistics are measured before the first step, or start as in a fresh model."""
+    results = run(job(f"transfer.batchnorm={batchnorm}", "transfer.channels=consistent"), Store(tmp_path), tags={})
+    assert results["downstream"].metrics["test/acc"] >= 0.5
+
+
+def test_streamed_images_train_alike(tmp_path: Path, job: Fixture) -> None:
+    """dataset.in_memory=false, decoded by a worker process: the same batches."""
+    streamed, kept = (
+        run(job("transfer=none", *more), Store(tmp_path), tags={})["baseline"].state
+        for more in (["dataset.in_memory=false", "dataset.num_workers=1"], [])
+    )
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in streamed.items())
+
+
+def test_upstream_weights_from_elsewhere(tmp_path: Path, job: Fixture) -> None:
+    """A run id and a checkpoint file give the same start as the upstream trained here; its run is tracked, untrained."""
+    store = Store(tmp_path)
+    trained = run(job(), store, tags={})
+    path = tmp_path / "upstream.pt"
+    torch.save({"state_dict": {f"model.{name}": t for name, t in trained["upstream"].state.items()}}, path)
+    for weights in (trained["upstream"].run_id, str(path)):
+        results = run(job(f"model.upstream.weights={weights}"), store, tags={})
+        upstream = store.client.get_run(results["upstream"].run_id)
+        assert upstream.data.params["model.upstream.content"]
+        assert "test/acc" not in upstream.data.metrics
+        ours, theirs = results["downstream"].state, trained["downstream"].state
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_two_datasets(tmp_path: Path, job: Fixture) -> None:
+    """task=whole: the upstream learns another folder's classes."""
+    source = write_folder(tmp_path / "source", train=20, classes=["red", "green", "blue"])
+    dataset = OmegaConf.load(CONF / "dataset" / "image_folder.yaml")
+    dataset.root, dataset.cache_dir = str(source), str(tmp_path / "cache")
+    (tmp_path / "conf" / "dataset").mkdir(parents=True)
+    given = json.dumps(OmegaConf.to_container(dataset)).replace('"', "")
+    made = job(
+        "task=whole", f"task.upstream.dataset={given}"
+    )
+    assert [len(made.tasks.classes_of(side, 0)) for side in ("upstream", "downstream")] == [3, 10]
+    assert made.stages["upstream"].params["dataset.content"] != made.stages["downstream"].params["dataset.content"]
+
+
+def test_divergence_ends_with_a_sentence(tmp_path: Path, job: Fixture) -> None:
+    """The run is FAILED and says why."""
+    store = Store(tmp_path)
+    with pytest.raises(RuntimeError, match="training diverged"):
+        run(job("optim.lr=1e30"), store, tags={})
+    (experiment,) = [e for e in store.client.search_experiments() if e.name == "paramtransfer"]
+    assert {found.info.status for found in store.client.search_runs([experiment.experiment_id])} == {"FAILED"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["dataset=signal_noise"], r"dataset=SignalNoise: must be image_folder"),
+        (["model=two_layer_cnn"], r"model=TwoLayerCNNs: must be a pair of image networks"),
+        (["optim=gd"], r"optim=GradientDescent: must be sgd or adamw"),
+        (["replicates=3"], r"replicates=3: must be 1 with images: sweep seed"),
+        (["model.upstream.name=resnet3"], r"model\.upstream\.name=resnet3: must be a network of torchvision or timm"),
+        (["model.stem=cifar"], r"model\.stem=cifar: must be imagenet for test_efficientnet"),
+        (["+model.upstream.foo=1"], r"model\.upstream: test_efficientnet has no such option"),
+        (["transfer.channels=some"], r"transfer\.channels=some: must be independent or consistent"),
+        (["model.upstream.name=test_vit"], r"transfer=filters: nothing could be inherited"),
+        (["model.upstream.weights=no.pt"], r"model\.upstream\.weights=no\.pt: must be a run id, a checkpoint file"),
+        (["dataset.mean=[1,2]"], r"dataset\.mean=\[1, 2\]: must be three positive numbers"),
+    ],
+)
+def test_wrong_settings_are_refused(overrides: list[str], sentence: str, job: Fixture) -> None:
+    """One sentence, before there is a run."""
+    efficientnet = ["model.upstream.name=test_efficientnet", "model.downstream.name=test_efficientnet"]
+    changes = [] if overrides[0].startswith(("model=", "optim=", "dataset=")) else efficientnet
+    with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
+        job(*changes, *overrides)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path, job: Fixture) -> None:
+    """So is a file that holds none; no run is created."""
+    store = Store(tmp_path)
+    torch.save({"conv.weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    for name, sentence in (
+        ("other", "must be weights of test_resnet, but it has no conv1"),
+        ("list", "must be a checkpoint of tensors by name"),
+        ("text", "cannot be read as a checkpoint"),
+    ):
+        with pytest.raises(ConfigError, match=rf"model\.upstream\.weights=\S*{name}\.pt: {sentence}"):
+            run(job(f"model.upstream.weights={tmp_path}/{name}.pt"), store, tags={})
+    assert not store.client.search_runs([store.experiment_id])
+
+
+def test_pretrained_weights_say_what_to_do_offline(
+    tmp_path: Path, job: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchvision: the file and its folder; timm: the repository and HF_HOME."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(get_model_weights("resnet18").DEFAULT.value, "url", "http://127.0.0.1:9/resnet18-f37072fd.pth")
+    for name, sentence in (
+        ("resnet18", rf"put \S*resnet18-f37072fd\.pth in {tmp_path}/hub/checkpoints"),
+        ("test_resnet", r"`hf download timm/test_resnet\S*`.*HF_HOME"),
+    ):
+        with pytest.raises(ConfigError, match=rf"model\.upstream\.weights=DEFAULT: .*{sentence}"):
+            run(job("model.upstream.weights=DEFAULT", f"model.upstream.name={name}"), Store(tmp_path), tags={})
+
+
+def test_both_sides_of_the_learning_rate(job: Fixture) -> None:
+    """optim.inherited_lr_scale is for the tensors that inherited something; norms and biases do not decay."""
+    module: Any = job("optim.inherited_lr_scale=0.1", "optim.warmup_epochs=0")
+    model = module.model.build(module.tasks.data("downstream", seed=0))
+    made = module.tasks.optim.configure(model, inherited={"conv1.weight"}, steps=10, epochs=2)
+    rates = {id(p): group["lr"] for group in made["optimizer"].param_groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in made["optimizer"].param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(0.001 if name == "conv1.weight" else 0.01)
+        assert decay[id(parameter)] == (5e-4 if parameter.dim() > 1 else 0)
+
+
+# What ships.
+
+
+@pytest.mark.parametrize(
+    "option", [f"{file.parent.name}={file.stem}" for file in FILES if file.parent.name != "experiment"]
+)
+def test_every_option_makes_a_job(
+    option: str, root: Path, compose_job: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every option for images on disk."""
+    where = root
+    if "cifar" in option:
+        source = datasets.CIFAR10 if option == "dataset=cifar10" else datasets.CIFAR100
+        where = write_cifar(root.parent / option, source, monkeypatch, per_class=1)
+    made = compose_job(*IMAGES, option, f"dataset.root={where}")
+    assert made.stages.keys() >= {"baseline", "downstream"}
+
+
+PAIR = "model=resnet34_resnet18"
+EXPERIMENTS = {
+    "cifar10": [PAIR],
+    "table1_cifar10": [PAIR, "task.ratio=2,4", "seed=0,1"],
+    "table1_cifar100": [PAIR, "task.ratio=2", "seed=0"],
+    "fig3": ["task.downstream.noise=0,10", "seed=0"],
+    "sources": ["task.ratio=1,2", "seed=0"],
+}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs(
+    experiment: str, root: Path, train_here: Fixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its small scale with fewer epochs and smaller networks: a sweep with its table, or its figure."""
+    data = write_cifar(tmp_path / "data", datasets.CIFAR100, monkeypatch, per_class=4) if "100" in experiment else root
+    small = ["task.upstream.epochs=1", "task.downstream.epochs=1", "trainer.progress=false"]
+    names = ["model.upstream.name=test_resnet", "model.downstream.name=test_resnet"]
+    output = train_here(f"experiment={experiment}", f"dataset.root={data}", *EXPERIMENTS[experiment], *small, *names)
+    if experiment == "cifar10":
+        assert "with transfer" in output
+        return
+    assert "Table and figure of sweep" in output
+    name = "paper_table.csv" if "table1" in experiment else "figure.png"
+    (made,) = Path("mlruns/artifacts").glob(f"*/artifacts/{name}")
+    if experiment == "table1_cifar10":
+        assert pd.read_csv(made)["n"].tolist() == [2, 2, 2]
+    jobs = json.loads((made.parent / "jobs.json").read_text())
+    assert all(record["error"] is None for record in jobs)
+
+
+def test_every_experiment_is_tried() -> None:
+    """None on disk is left out above."""
+    assert {file.stem for file in FILES if file.parent.name == "experiment"} == set(EXPERIMENTS)

@@ -1,0 +1,256 @@
+"""Image datasets, their splits, augmentation, and what is refused of them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from image_files import NAMES, write_cifar, write_folder
+from PIL import Image
+from torchvision import datasets
+
+from paramtransfer.dataset.augment import crop_and_flip, normalize, resize
+from paramtransfer.dataset.cifar import CIFAR
+from paramtransfer.dataset.image_folder import ImageFolder
+from paramtransfer.model.network_pair import NetworkPair
+from paramtransfer.task.class_split import ClassSplit
+from paramtransfer.training.optimizers import SGD
+
+SCALE: dict[str, Any] = {"mean": [1, 1, 1], "std": [1, 1, 1], "per_class": None}
+
+
+def folder(root: Path, **changes: Any) -> ImageFolder:
+    settings = {"size": 32, "test_share": 0.25, "split_seed": 0, "skip_bad": False, "in_memory": True}
+    where = {"root": str(root), "cache_dir": str(root.parent / "cache"), "num_workers": 0}
+    return ImageFolder(**{**settings, **where, **SCALE, **changes})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("images") / "root")
+
+
+def split(dataset: Any, **changes: Any) -> ClassSplit:
+    sgd = SGD(
+        lr=0.1, momentum=0.9, nesterov=True, weight_decay=0, schedule="cosine", warmup_epochs=0, inherited_lr_scale=1
+    )
+    pair = NetworkPair(
+        upstream={"name": "test_resnet", "weights": None},
+        downstream={"name": "test_resnet"},
+        stem="imagenet",
+        head="small",
+    )
+    settings = {
+        "upstream": {"epochs": 1},
+        "downstream": {"epochs": 1, "noise": 0},
+        "batch_size": 8,
+        "val_share": 0.25,
+        "padding": 4,
+        "input_size": None,
+        "num_target": 2,
+        "target_classes": None,
+        "ratio": 3,
+    }
+    return ClassSplit(dataset=dataset, model=pair, optim=sgd, **{**settings, **changes})
+
+
+def test_folder_holds_its_pictures(root: Path) -> None:
+    """Pixels and labels as PIL reads them, in order of class and name; as many when streamed from disk."""
+    kept, streamed = folder(root), folder(root, in_memory=False)
+    assert list(kept.classes) == NAMES
+    for part, count in (("train", 12), ("test", 6)):
+        files = [path for name in NAMES for path in sorted((root / part / name).iterdir())]
+        expected = np.stack([np.array(Image.open(path)).transpose(2, 0, 1) for path in files])
+        for dataset in (kept, streamed):
+            here = getattr(dataset, part)
+            assert here.labels_N.tolist() == [label for label in range(10) for _ in range(count)]
+            assert np.array_equal(here.pixels(torch.arange(len(files))).numpy(), expected)
+
+
+def test_pictures_are_brought_to_size(tmp_path: Path) -> None:
+    """The shorter side is resized, the middle of the longer one kept."""
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            wide = np.zeros((10, 30, 3), np.uint8)
+            wide[:, 10:20] = 200
+            Image.fromarray(wide).save(tmp_path / part / name / "wide.png")
+    pixels = folder(tmp_path, size=20).train.pixels(torch.tensor([0]))
+    assert pixels.shape == (1, 3, 20, 20)
+    assert pixels[..., 2:18].min() > 190
+
+
+def test_one_tree_is_split_by_a_seed(tmp_path: Path) -> None:
+    """A share of each class tests; no image does both; another seed, another split."""
+    tree = write_folder(tmp_path / "root", train=8, test=1, classes=["a", "b"]) / "train"
+    one, other = folder(tree), folder(tree, split_seed=1)
+    for dataset in (one, other):
+        assert torch.bincount(dataset.test.labels_N).tolist() == [2, 2]
+        assert torch.bincount(dataset.train.labels_N).tolist() == [6, 6]
+        both = torch.cat([part.pixels(torch.arange(len(part.labels_N))) for part in (dataset.train, dataset.test)])
+        assert len(both.flatten(1).unique(dim=0)) == 16
+    assert not torch.equal(one.test.pixels(torch.arange(4)), other.test.pixels(torch.arange(4)))
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "half written"])
+def test_damaged_cache_is_rebuilt(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is read afterwards is what was decoded first, and a changed image is decoded anew."""
+    root = write_folder(tmp_path / "root", train=2, test=1)
+    pixels = folder(root).train.pixels_NCHW  # type: ignore[attr-defined]
+    (cache,) = (tmp_path / "cache").iterdir()
+    content = bytearray(cache.read_bytes())
+    if damage == "flipped byte":
+        content[-100] ^= 1
+    cache.write_bytes(content if damage == "flipped byte" else content[: len(content) // 2])
+    assert torch.equal(folder(root).train.pixels_NCHW, pixels)  # type: ignore[attr-defined]
+    assert "damaged" in caplog.text
+    caplog.clear()
+    assert torch.equal(folder(root).train.pixels_NCHW, pixels)  # type: ignore[attr-defined]
+    assert not caplog.text
+
+    Image.new("RGB", (32, 32), "red").save(root / "train" / "airplane" / "000.png")
+    assert folder(root).train.pixels(torch.tensor([0]))[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_moved_folder_has_the_same_content(root: Path, tmp_path: Path) -> None:
+    """So that its runs are found again; other images have another."""
+    moved, other = write_folder(tmp_path / "moved"), write_folder(tmp_path / "other", train=11)
+    assert folder(moved).content == folder(root).content != folder(other).content
+
+
+@pytest.mark.parametrize("source", [datasets.CIFAR10, datasets.CIFAR100])
+def test_cifar_files_are_read(source: type[datasets.CIFAR10], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the format, as torchvision reads them."""
+    write_cifar(tmp_path, source, monkeypatch, per_class=1)
+    dataset = CIFAR(source=source, root=str(tmp_path), download=False, **SCALE)
+    expected = source(tmp_path, train=False)
+    assert dataset.test.labels_N.tolist() == expected.targets
+    assert np.array_equal(dataset.test.pixels_NCHW.permute(0, 2, 3, 1).numpy(), expected.data)
+    assert len(dataset.classes) == len(dataset.test.labels_N)
+
+
+def test_cifar_says_what_to_do_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file, where from and where to."""
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    with pytest.raises(ValueError, match=r"dataset\.root=.*cifar-10-python\.tar\.gz.*put the file there"):
+        CIFAR(source=datasets.CIFAR10, root=str(tmp_path), download=True, **SCALE)
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("no folder", r"dataset\.root=\S*nowhere: must be a folder of images"),
+        ("empty folder", r"dataset\.root=\S*empty: must be a folder with one folder for each class"),
+        ("no images", r"dataset\.root=\S*: class bird must have at least one test image"),
+        ("broken", r"\S*cat/000\.png: cannot be decoded; .*skip_bad=true"),
+    ],
+)
+def test_bad_folders_are_refused(fault: str, sentence: str, tmp_path: Path) -> None:
+    """One sentence, naming the file or the class."""
+    root = write_folder(tmp_path / "root", train=2, test=1)
+    (tmp_path / "empty").mkdir()
+    if fault == "no images":
+        (root / "test" / "bird" / "000.png").unlink()
+    if fault == "broken":
+        (root / "train" / "cat" / "000.png").write_bytes(b"\x89PNG no more")
+    where = {"no folder": tmp_path / "nowhere", "empty folder": tmp_path / "empty"}.get(fault, root)
+    with pytest.raises(ValueError, match=rf"^{sentence}"):
+        _ = folder(where).train
+
+
+def test_bad_images_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With a count, also when they come from the cache."""
+    root = write_folder(tmp_path / "root", train=2, test=1)
+    (root / "train" / "cat" / "000.png").write_bytes(b"")
+    for _ in range(2):
+        caplog.clear()
+        assert len(folder(root, skip_bad=True).train.labels_N) == 19
+        assert re.search(r"1 images left out.*cat/000\.png", caplog.text)
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4])
+def test_no_class_is_in_both_tasks_and_no_image_in_two_parts(root: Path, ratio: int) -> None:
+    """For several seeds; sources of a smaller ratio are among those of a larger one, targets do not depend on it."""
+    dataset = folder(root)
+    for seed in range(5):
+        tasks, largest = split(dataset, ratio=ratio), split(dataset, ratio=4)
+        target, source = tasks.classes_of("downstream", seed), tasks.classes_of("upstream", seed)
+        assert len(target) == 2
+        assert len(source) == 2 * ratio
+        assert not set(target) & set(source)
+        assert target == largest.classes_of("downstream", seed)
+        assert set(source) <= set(largest.classes_of("upstream", seed))
+        data = tasks.data("downstream", seed=seed)
+        train, val, test = (data.parts[part] for part in ("train", "val", "test"))
+        assert not set(train.index_N.tolist()) & set(val.index_N.tolist())
+        assert torch.bincount(val.labels_N).tolist() == [3, 3]
+        for part, images in ((train, dataset.train), (val, dataset.train), (test, dataset.test)):
+            assert part.split is images
+            names = [NAMES[label] for label in images.labels_N[part.index_N].tolist()]
+            assert names == [target[label] for label in part.labels_N.tolist()]
+    assert split(dataset).classes_of("downstream", 0) != split(dataset).classes_of("downstream", 1)
+
+
+def test_few_images_of_a_class(root: Path) -> None:
+    """dataset.per_class bounds what is trained on, not what is chosen or tested by."""
+    parts = split(folder(root, per_class=4)).data("upstream", seed=0).parts
+    assert {part: len(images.labels_N) for part, images in parts.items()} == {"train": 24, "val": 18, "test": 36}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"target_classes": ["cat", "unicorn"]}, r"task\.target_classes=unicorn: must be among airplane, .*"),
+        ({"target_classes": ["cat"]}, r"task\.target_classes=\['cat'\]: must be two or more different classes"),
+        ({"ratio": 5}, r"task\.ratio=5: must be at most 4: 10 classes, 2 of them targets"),
+        (
+            {"downstream": {"epochs": 0, "noise": 0}},
+            r"task\.downstream\.epochs=0: must be a whole number of at least 1",
+        ),
+    ],
+)
+def test_impossible_splits_are_refused(changes: Any, sentence: str, root: Path) -> None:
+    """One sentence with key, value and what is allowed."""
+    with pytest.raises(ValueError, match=rf"^{sentence}"):
+        split(folder(root), **changes)
+
+
+def test_crops_and_flips_are_those_of_a_plain_loop() -> None:
+    """Every image is a crop of its padded self, flipped or not; all places and both ways occur."""
+    pixels = torch.arange(2000 * 3 * 4 * 5, dtype=torch.int32).view(2000, 3, 4, 5).remainder(251).to(torch.uint8)
+    seen = crop_and_flip(pixels, 2, torch.Generator().manual_seed(0))
+    padded = np.pad(pixels.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)))
+    places = set()
+    for image, source in zip(seen.numpy(), padded, strict=True):
+        found = [
+            (top, left, flip)
+            for top in range(5)
+            for left in range(5)
+            for flip in (False, True)
+            if np.array_equal(image, source[:, top : top + 4, left : left + 5][..., :: -1 if flip else 1])
+        ]
+        assert found
+        places |= set(found[:1]) if len(found) == 1 else set()
+    assert len(places) == 50
+
+
+def test_normalization_and_noise() -> None:
+    """(pixels + noise - mean) / std by channel; bicubic resizing keeps a constant image."""
+    pixels = torch.full((2, 3, 4, 4), 100, dtype=torch.uint8)
+    seen = normalize(resize(pixels.float(), 8), [100, 90, 80], [1, 2, 4])
+    assert seen.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(seen[0, :, 0, 0], torch.tensor([0.0, 5.0, 5.0]))
+
+
+def test_target_noise_is_fresh_in_training_and_fixed_in_tests(root: Path) -> None:
+    """Standard deviation in 8-bit units; on the downstream's side alone."""
+    tasks = split(folder(root, std=[2, 2, 2]), downstream={"epochs": 1, "noise": 10}, padding=0)
+    for side, spread in (("upstream", 0.0), ("downstream", 5.0)):
+        data, plain = (some.data(side, seed=0) for some in (tasks, split(folder(root, std=[2, 2, 2]), padding=0)))
+        pixels = data.parts["train"].split.pixels(torch.arange(10))
+        noise = data._seen(pixels, 1, augment=False) - plain._seen(pixels, 1, augment=False)
+        assert noise.std().item() == pytest.approx(spread, rel=0.02)
+        keys = [[key for _, key in data._in_order("test")] for _ in range(2)]
+        assert keys[0] == keys[1]
