@@ -4,8 +4,9 @@
     make bench ARGS="--quick"           shorter trainings, on which the fixed costs weigh too much for the wanted ratios
     make bench ARGS="--only 1 2 3"      some lines of the table
 
-A time is the minimum of several repeats. Ours and the peer's are taken in turn, so that what else the machine does
-hits both. On a GPU the device is synchronised before every reading of the clock.
+Lines 1 to 7 are synthetic, the others (bench_images.py) on images. A time is the minimum of several repeats. Ours and
+the peer's are taken in turn, so that what else the machine does hits both. On a GPU the device is synchronised before
+every reading of the clock.
 
 Measure alone: torch's threads spin against those of another process, and training becomes many times slower. Where
 the machine is shared, OMP_NUM_THREADS=1 gives steadier ratios.
@@ -16,7 +17,6 @@ Shape letters: R replicates, N samples, P patches (2), M filters of each sign, F
 import argparse
 import itertools
 import os
-import platform
 import resource
 import signal
 import sys
@@ -31,6 +31,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from bench_images import IMAGE_LINES
+from bench_table import Line, Times, at_most, duration, faster, fastest, hardware, seconds, share
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from pytorch_lightning.loggers.logger import DummyLogger
@@ -56,30 +58,11 @@ _TRAINER = {"cpu": "cpu", "cuda": "gpu"}
 _SHORT = ("task.upstream.steps=40", "task.downstream.steps=40", "replicates=1")
 
 
-class Times(NamedTuple):
-    """Seconds of one thing."""
-
-    ours: float
-    peer: float
-
-
 class JobTimes(NamedTuple):
     """Seconds of one job."""
 
     wall: float
     training: float  # the sum of `time/train`
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A line of the table, as it is printed."""
-
-    what: str
-    ours: str
-    peer: str
-    ratio: str = ""
-    wanted: str = ""
-    good: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,26 +108,6 @@ def tasks_of(job: Job) -> SyntheticTasks:
     """The pair of tasks of a synthetic job."""
     assert isinstance(job.tasks, SyntheticTasks)
     return job.tasks
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes, with all that it leaves the GPU to do."""
-    _synchronise()
-    started = time.perf_counter()
-    call()
-    _synchronise()
-    return time.perf_counter() - started
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize()
-
-
-def fastest(ours: Callable[[], object], peer: Callable[[], object], repeats: int) -> Times:
-    """The minimum of each over several repeats, taken in turn."""
-    times = [Times(seconds(ours), seconds(peer)) for _ in range(repeats)]
-    return Times(min(time.ours for time in times), min(time.peer for time in times))
 
 
 class PlainCNN(nn.Module):
@@ -409,7 +372,7 @@ def million_test_points(bench: Bench) -> Iterator[Line]:
     )
 
 
-LINES: dict[int, Callable[[Bench], Iterable[Line]]] = {
+LINES: dict[int, Callable[[Any], Iterable[Line]]] = {
     1: one_replicate,
     2: ten_replicates,
     3: gram_against_product,
@@ -417,65 +380,8 @@ LINES: dict[int, Callable[[Bench], Iterable[Line]]] = {
     5: high_dimension,
     6: stage_overhead,
     7: million_test_points,
+    **IMAGE_LINES,
 }
-
-
-def faster(what: str, times: Times, *, at_least: float, aim: float) -> Line:
-    """A line on how many times faster than the peer."""
-    speedup = times.peer / times.ours
-    return Line(
-        what=what,
-        ours=duration(times.ours),
-        peer=duration(times.peer),
-        ratio=f"{speedup:.1f} × faster",
-        wanted=f"≥ {at_least:g} × (aim {aim:g})",
-        good=speedup >= at_least,
-    )
-
-
-def at_most(what: str, times: Times, bound: float) -> Line:
-    """A line on ours / peer."""
-    ratio = times.ours / times.peer
-    return Line(
-        what=what,
-        ours=duration(times.ours),
-        peer=duration(times.peer),
-        ratio=f"{ratio:.2f} ×",
-        wanted=f"≤ {bound:g} ×",
-        good=ratio <= bound,
-    )
-
-
-def share(what: str, times: Times, bound: float) -> Line:
-    """A line on ours as a part of a whole."""
-    part = times.ours / times.peer
-    return Line(
-        what=what,
-        ours=duration(times.ours),
-        peer=duration(times.peer),
-        ratio=f"{part:.0%}",
-        wanted=f"≤ {bound:.0%}",
-        good=part <= bound,
-    )
-
-
-def duration(value: float) -> str:
-    """Seconds in a readable unit."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value / 1e-6:.0f} µs"
-
-
-def hardware(device: str) -> str:
-    """What the times were measured on."""
-    cpu_info = Path("/proc/cpuinfo")
-    models = cpu_info.read_text().partition("model name")[2].splitlines() if cpu_info.exists() else []
-    cpu = models[0].lstrip("\t :") if models else platform.processor()
-    load = os.getloadavg()[0]
-    machine = f"{cpu}, {os.cpu_count()} cores, load {load:.1f} at the start"
-    gpu = f"; {torch.cuda.get_device_name()}" if device == "cuda" else ""
-    return f"{machine}{gpu}; torch {torch.__version__}, {torch.get_num_threads()} threads; device {device}"
 
 
 def temporary_store(folder: str) -> Store:

@@ -17,6 +17,7 @@ from torchvision.models import get_model_weights
 
 from paramtransfer.checks import ConfigError
 from paramtransfer.experiment import run
+from paramtransfer.stage import SIDES
 from paramtransfer.tracking.store import Store
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -107,7 +108,7 @@ def test_streamed_images_train_alike(tmp_path: Path, job: Fixture) -> None:
 
 
 def test_upstream_weights_from_elsewhere(tmp_path: Path, job: Fixture) -> None:
-    """A run id and a checkpoint file give the same start as the upstream trained here; its run is tracked, untrained."""
+    """A run id and a checkpoint file give the start of the upstream trained here; its run is tracked, untrained."""
     store = Store(tmp_path)
     trained = run(job(), store, tags={})
     path = tmp_path / "upstream.pt"
@@ -128,9 +129,7 @@ def test_two_datasets(tmp_path: Path, job: Fixture) -> None:
     dataset.root, dataset.cache_dir = str(source), str(tmp_path / "cache")
     (tmp_path / "conf" / "dataset").mkdir(parents=True)
     given = json.dumps(OmegaConf.to_container(dataset)).replace('"', "")
-    made = job(
-        "task=whole", f"task.upstream.dataset={given}"
-    )
+    made = job("task=whole", f"task.upstream.dataset={given}")
     assert [len(made.tasks.classes_of(side, 0)) for side in ("upstream", "downstream")] == [3, 10]
     assert made.stages["upstream"].params["dataset.content"] != made.stages["downstream"].params["dataset.content"]
 
@@ -155,7 +154,7 @@ def test_divergence_ends_with_a_sentence(tmp_path: Path, job: Fixture) -> None:
         (["model.stem=cifar"], r"model\.stem=cifar: must be imagenet for test_efficientnet"),
         (["+model.upstream.foo=1"], r"model\.upstream: test_efficientnet has no such option"),
         (["transfer.channels=some"], r"transfer\.channels=some: must be independent or consistent"),
-        (["model.upstream.name=test_vit"], r"transfer=filters: nothing could be inherited"),
+        (["model.upstream.name=test_vit"], r"transfer=filters: VisionTransformer has blocks, not filters"),
         (["model.upstream.weights=no.pt"], r"model\.upstream\.weights=no\.pt: must be a run id, a checkpoint file"),
         (["dataset.mean=[1,2]"], r"dataset\.mean=\[1, 2\]: must be three positive numbers"),
     ],
@@ -237,6 +236,7 @@ EXPERIMENTS = {
     "table1_cifar100": [PAIR, "task.ratio=2", "seed=0"],
     "fig3": ["task.downstream.noise=0,10", "seed=0"],
     "sources": ["task.ratio=1,2", "seed=0"],
+    "fig4": ["seed=0,1", "dataset.per_class=4"],
 }
 
 
@@ -247,7 +247,7 @@ def test_every_experiment_runs(
     """At its small scale with fewer epochs and smaller networks: a sweep with its table, or its figure."""
     data = write_cifar(tmp_path / "data", datasets.CIFAR100, monkeypatch, per_class=4) if "100" in experiment else root
     small = ["task.upstream.epochs=1", "task.downstream.epochs=1", "trainer.progress=false"]
-    names = ["model.upstream.name=test_resnet", "model.downstream.name=test_resnet"]
+    names = [f"model.{side}.name={'test_vit' if experiment == 'fig4' else 'test_resnet'}" for side in SIDES.values()]
     output = train_here(f"experiment={experiment}", f"dataset.root={data}", *EXPERIMENTS[experiment], *small, *names)
     if experiment == "cifar10":
         assert "with transfer" in output

@@ -38,8 +38,8 @@ class Root:
         ValueError: a key that is out of range.
     """
 
-    alpha: float
-    """Share of the upstream's filters that the downstream inherits, for the transfer rules that take one."""
+    alpha: float | None
+    """Share of the upstream's filters that the downstream inherits; None for transfer rules that take none."""
     seed: int
     """What all draws derive from."""
     replicates: int
@@ -52,7 +52,8 @@ class Root:
     """Whether to print what would be inherited, and train nothing."""
 
     def __post_init__(self) -> None:
-        share("alpha", self.alpha)
+        if self.alpha is not None:
+            share("alpha", self.alpha)
         object.__setattr__(self, "seed", whole("seed", self.seed, at_least=0))
         object.__setattr__(self, "replicates", whole("replicates", self.replicates, at_least=1))
         choice("scale", self.scale, ("small", "full"))
@@ -189,7 +190,7 @@ def _settings(
     params = {"seed": values["seed"], "replicates": values["replicates"]}
     if stage != "downstream":
         del groups["transfer"]
-    elif "alpha" in values["transfer"]:
+    elif values["transfer"].get("alpha") is not None:
         params["alpha"] = values["transfer"]["alpha"]
     groups["trainer"] = _without(values["trainer"], "accelerator", "progress")  # the device counts apart
     params = dict(_flatten({**params, **groups}))

@@ -155,14 +155,15 @@ def plan(job: Job) -> Report:
 
 
 def _name(job: Job, stage: Stage) -> str:
-    alpha = f" α={job.transfer.alpha:g}" if stage == "downstream" else ""
-    return f"{stage}{alpha} {job.tasks.label(SIDES[stage])} seed={job.seed}"
+    inherited = f" {job.transfer.label}" if stage == "downstream" else ""
+    return f"{stage}{inherited} {job.tasks.label(SIDES[stage])} seed={job.seed}"
 
 
 def _train(job: Job, stage: Stage, store: Store, run_id: str, results: Mapping[Stage, StageResult]) -> StageResult:
     """Train and test one stage in a Lightning training of its own."""
     data = job.tasks.data(SIDES[stage], seed=job.seed, replicates=job.replicates)
-    model = job.model.build(data)
+    data.test_every_epoch = job.trainer.test_every_epoch
+    model = job.trainer.prepare(job.model.build(data))
     module: Any = job.training(model)
     inheritance = None
     if stage == "downstream":

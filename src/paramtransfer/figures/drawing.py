@@ -19,6 +19,8 @@ class SweepData:
     """The swept keys, less the seed."""
     table: pd.DataFrame
     """One row per setting of the keys: metrics averaged over seeds, ids of the runs of the first seed."""
+    rows: pd.DataFrame
+    """One row per job: the keys that the command sets, its downstream's metrics, n, ids of its runs."""
     job: Callable[[], "Job"]
     """Makes the sweep's first job again, as objects."""
     history: Callable[[str, str], pd.Series]

@@ -68,8 +68,9 @@ def read_sweep(store: Store, records: Sequence[JobRecord], job: Callable[[], "Jo
         points = store.client.get_metric_history(run_id, name)
         return pd.Series({point.step: point.value for point in points}, name=name)
 
-    table = average_seeds(job_rows(store, records), keys)
-    return SweepData(keys=[key for key in keys if key != SEED], table=table, job=job, history=history)
+    rows = job_rows(store, records)
+    table = average_seeds(rows, keys)
+    return SweepData(keys=[key for key in keys if key != SEED], table=table, rows=rows, job=job, history=history)
 
 
 def printed(table: pd.DataFrame, keys: Sequence[str], failed: Sequence[JobRecord]) -> Table:

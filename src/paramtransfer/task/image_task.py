@@ -100,6 +100,7 @@ class ImageTask(LightningDataModule):
         self.side = side
         self.seed = seed
         self.epochs = epochs
+        self.test_every_epoch = False
         self.batch_size = min(batch_size, len(parts["train"].index_N))
 
     def stream(self, name: str, number: int = 0) -> np.random.Generator:
@@ -110,9 +111,9 @@ class ImageTask(LightningDataModule):
         """Shuffled batches; images that do not fill the last one wait for the next epoch."""
         return self._loader("train", _Order(self))
 
-    def val_dataloader(self) -> "DataLoader[Batch]":
-        """In order."""
-        return self._loader("val", self._in_order("val"))
+    def val_dataloader(self) -> list["DataLoader[Batch]"]:
+        """In order; with `test_every_epoch` the test images too, for a curve and never for choosing."""
+        return [self._loader(name, self._in_order(name)) for name in ("val", "test")[: 1 + self.test_every_epoch]]
 
     def test_dataloader(self) -> "DataLoader[Batch]":
         """In order."""

@@ -8,12 +8,14 @@ import time
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningModule
+from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paramtransfer.checks import share
+from paramtransfer.checks import number, share
 from paramtransfer.task.image_task import Batch
 from paramtransfer.training.optimizers import MinibatchOptimizer
 
@@ -30,12 +32,16 @@ class Supervised(LightningModule):
     inherited: Collection[str] = ()
     hits: Tensor
 
-    def __init__(self, *, model: nn.Module, optim: MinibatchOptimizer, label_smoothing: float) -> None:
+    def __init__(
+        self, *, model: nn.Module, optim: MinibatchOptimizer, label_smoothing: float, mixup: float, cutmix: float
+    ) -> None:
         super().__init__()
         self.model = model
         self._optim = optim
         self._label_smoothing = label_smoothing
-        self._right: list[Tensor] = []
+        self._mixing = {"mixup_alpha": mixup, "cutmix_alpha": cutmix} if mixup or cutmix else None
+        self._mix: Mixup | None = None
+        self._right: dict[str, list[Tensor]] = {}
         self._losses: list[Tensor] = []
         self._started = 0.0
         self.metrics: dict[str, float] = {"time/train": 0.0}
@@ -49,50 +55,62 @@ class Supervised(LightningModule):
         self._started = time.perf_counter()
         self._losses = []
 
+    def on_fit_start(self) -> None:
+        if self._mixing:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            classes = len(data.classes)
+            self._mix = Mixup(  # type: ignore[no-untyped-call]
+                **self._mixing, label_smoothing=self._label_smoothing, num_classes=classes
+            )
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(batch.key)  # dropout and its like: a function of seed and step alone
+        torch.manual_seed(batch.key)  # of dropout and its like: a function of seed and step alone
+        np.random.seed(batch.key % 2**32)  # of timm's Mixup
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = functional.cross_entropy(self.model(batch.images), batch.labels_B, label_smoothing=self._label_smoothing)
+        if self._mix is not None:
+            even = len(batch.labels_B) // 2 * 2  # timm mixes pairs
+            images, targets = self._mix(batch.images[:even], batch.labels_B[:even])
+            loss = functional.cross_entropy(self.model(images), targets)
+        else:
+            predicted = self.model(batch.images)
+            loss = functional.cross_entropy(predicted, batch.labels_B, label_smoothing=self._label_smoothing)
         self._losses.append(loss.detach())
         return loss
 
-    def on_train_epoch_end(self) -> None:
-        """Called after validation."""
-
     def on_validation_start(self) -> None:
-        self._right = []
+        self._right = {}
         loss = torch.stack(self._losses).mean().item()  # waits for the device
         self.metrics["time/train"] += time.perf_counter() - self._started
         if not math.isfinite(loss):
             raise RuntimeError(f"training diverged: the loss is {loss} after epoch {self.current_epoch + 1}")
-        self.log("loss", loss, prog_bar=True, logger=False)
-        self._log({"train/loss": loss})
+        self._log("train/loss", loss)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._right.append(self._is_right(batch))
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._count(("val/acc", "test/acc_curve")[dataloader_idx], batch)
 
     def on_validation_epoch_end(self) -> None:
-        accuracy = torch.cat(self._right).float().mean().item()
-        self.log("val/acc", accuracy, prog_bar=True, logger=False)
-        self._log({"val/acc": accuracy})
+        for name, right in self._right.items():
+            self._log(name, torch.cat(right).float().mean().item())
 
     def on_test_start(self) -> None:
-        self._right = []
+        self._right = {}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._right.append(self._is_right(batch))
+        self._count("test", batch)
 
     def on_test_end(self) -> None:
-        self.hits = torch.cat(self._right)[None].cpu()
+        self.hits = torch.cat(self._right["test"])[None].cpu()
 
-    def _is_right(self, batch: Batch) -> Tensor:
-        right: Tensor = self.model(batch.images).argmax(dim=1) == batch.labels_B
-        return right
+    def _count(self, name: str, batch: Batch) -> None:
+        right = self.model(batch.images).argmax(dim=1) == batch.labels_B
+        self._right.setdefault(name, []).append(right)
 
-    def _log(self, metrics: dict[str, float]) -> None:
+    def _log(self, name: str, value: float) -> None:
+        """To the progress bar and, after so many steps, to the run."""
+        self.log(name.rpartition("/")[2], value, prog_bar=True, logger=False, add_dataloader_idx=False)
         if self.logger is not None:
-            self.logger.log_metrics(metrics, step=self.global_step)
+            self.logger.log_metrics({name: value}, step=self.global_step)
 
 
 class SupervisedTraining:
@@ -101,15 +119,19 @@ class SupervisedTraining:
     Args:
         optim: what minimizes the loss.
         label_smoothing: share of the probability that is spread over all classes.
+        mixup: alpha of timm's Mixup; 0 for none.
+        cutmix: alpha of its CutMix; 0 for none.
 
     Raises:
         ValueError: an argument that is out of range, named by its configuration key.
     """
 
-    def __init__(self, *, optim: MinibatchOptimizer, label_smoothing: float) -> None:
+    def __init__(self, *, optim: MinibatchOptimizer, label_smoothing: float, mixup: float, cutmix: float) -> None:
         self._settings: dict[str, Any] = {
             "optim": optim,
             "label_smoothing": share("task.training.label_smoothing", label_smoothing),
+            "mixup": number("task.training.mixup", mixup, at_least=0),
+            "cutmix": number("task.training.cutmix", cutmix, at_least=0),
         }
 
     def __call__(self, model: nn.Module) -> Supervised:

@@ -5,10 +5,11 @@ import warnings
 from typing import Any
 
 import torch
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.loggers import Logger
+from torch import nn
 
 from paramtransfer.checks import choice, flag, refusal
 from paramtransfer.stage import Stage
@@ -18,7 +19,7 @@ warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
 # A job is one process, also where SLURM is installed.
 warnings.filterwarnings("ignore", message="The `srun` command is available")
 
-_PRECISIONS = ("32-true", "64-true")
+_PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 _QUIET: dict[str, Any] = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
@@ -59,8 +60,11 @@ class StageTrainer:
 
     Args:
         accelerator: `cpu`, `gpu` (a CUDA device) or `auto`, a CUDA device where there is one.
-        precision: Lightning's name of the precision: `32-true` or `64-true`.
+        precision: Lightning's name of the precision: `32-true`, `64-true` or, for networks, `bf16-mixed`.
         progress: whether a progress bar runs during training.
+        channels_last: whether images lie in memory by pixel, not by channel.
+        compile: whether the network is compiled before training.
+        test_every_epoch: whether an image job logs its test accuracy after each epoch too.
 
     Attributes:
         device: `cpu` or `cuda`: where a stage trains.
@@ -69,14 +73,26 @@ class StageTrainer:
         ValueError: an argument that is out of range or not there, named by its configuration key.
     """
 
-    def __init__(self, *, accelerator: str, precision: str, progress: bool) -> None:
+    def __init__(
+        self,
+        *,
+        accelerator: str,
+        precision: str,
+        channels_last: bool,
+        compile: bool,
+        progress: bool,
+        test_every_epoch: bool,
+    ) -> None:
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         self._settings: dict[str, Any] = {
             "accelerator": "cpu" if self._on_cpu(accelerator) else "cuda",
             "devices": 1,
             "precision": choice("trainer.precision", precision, _PRECISIONS),
         }
+        self._channels_last = flag("trainer.channels_last", channels_last)
+        self._compile = flag("trainer.compile", compile)
         self._progress = flag("trainer.progress", progress)
+        self.test_every_epoch = flag("trainer.test_every_epoch", test_every_epoch)
         self.device: str = self._settings["accelerator"]
 
     @staticmethod
@@ -85,6 +101,14 @@ class StageTrainer:
         if accelerator == "gpu" and not torch.cuda.is_available():
             raise refusal("trainer.accelerator", accelerator, "auto or cpu on this machine, which has no CUDA device")
         return accelerator == "cpu" or not torch.cuda.is_available()
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model, laid out and compiled as set."""
+        if self._channels_last:
+            model.to(memory_format=torch.channels_last)
+        if self._compile:
+            model.compile()
+        return model
 
     def __call__(self, stage: Stage, *, epochs: int, logger: Logger, callbacks: list[Callback]) -> Trainer:
         progress: list[Callback] = [StageProgress(stage)] if self._progress else []

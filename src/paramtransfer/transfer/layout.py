@@ -20,6 +20,10 @@ class Axis:
     """Dimensions of one name choose the same channels."""
     filters: bool
     """Whether it counts filters, of which the share alpha is inherited; otherwise inputs, which all go with them."""
+    unit: int = 1
+    """Channels that are chosen together, such as those of an attention head."""
+    repeats: int = 1
+    """How often the same channels follow one another, such as query, key and value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,12 @@ class Layout:
     layers: list[Layer]
     others: dict[str, str] = field(default_factory=dict)
     """Why each tensor that belongs to no layer cannot be inherited as filters."""
+
+
+def is_transformer(model: nn.Module) -> bool:
+    """Whether a model has blocks with attention, as timm builds vision transformers."""
+    blocks = getattr(model, "blocks", None)
+    return isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) > 0 and hasattr(blocks[0], "attn")
 
 
 def read_layout(model: nn.Module, *, consistent: bool = False) -> Layout:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from paramtransfer.transfer.layout import Axis, Layer, Layout, read_layout
+from paramtransfer.transfer.layout import Axis, Layer, Layout, is_transformer, read_layout
 
 State = Mapping[str, Tensor]
 
@@ -57,8 +57,11 @@ def plan_filters(
             fresh; `recalibrate`: the statistics stay fresh, to be measured on the downstream's images.
 
     Raises:
-        ValueError: a network cannot be traced, or no layer of the downstream model has a partner.
+        ValueError: a network is a transformer or cannot be traced, or no layer of the downstream model has a partner.
     """
+    for model in (upstream, downstream):
+        if is_transformer(model):
+            raise ValueError(f"transfer=filters: {type(model).__name__} has blocks, not filters; use transfer=layers")
     consistent = channels == "consistent"
     here, there = read_layout(downstream, consistent=consistent), read_layout(upstream, consistent=consistent)
     fresh, trained = downstream.state_dict(), upstream.state_dict()

@@ -44,8 +44,10 @@ class Report:
         weights = [row for row in self.rows if row.of_elements > row.of_filters > 0]  # not what goes with filters
         filters, of_filters = sum(row.filters for row in weights), sum(row.of_filters for row in weights)
         elements, of_elements = sum(row.elements for row in self.rows), sum(row.of_elements for row in self.rows)
-        share = f", {elements:,} of {of_elements:,} numbers" if len(self.rows) > 1 else ""
-        return f"{filters:,} of {of_filters:,} filters inherited{share}"
+        parts = [f"{filters:,} of {of_filters:,} filters"] if of_filters else []
+        if len(self.rows) > 1:
+            parts.append(f"{elements:,} of {of_elements:,} numbers")
+        return f"{', '.join(parts)} inherited"
 
     @property
     def inherited(self) -> set[str]:

@@ -1,11 +1,13 @@
 """The transfer rules that a configuration can name: each gives the downstream model its start."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from paramtransfer.checks import choice, share
+from paramtransfer.checks import choice, number, refusal, share, whole
 from paramtransfer.transfer.apply import inherit
+from paramtransfer.transfer.blocks import plan_blocks
 from paramtransfer.transfer.plan import BATCHNORM, CHANNELS, plan_filters, plan_nothing
 from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.select import Selection
@@ -16,7 +18,11 @@ class TransferRule(Protocol):
 
     alpha: float
     """The share of filters inherited, which the theory is evaluated at."""
+    label: str
+    """What is inherited, in a few words, for the names of runs."""
     needs_upstream: bool
+    freeze_epochs: float
+    """How long what was inherited is held as it is."""
     recalibrate: bool
     """Whether batch norm statistics are measured on the downstream's images before training."""
 
@@ -33,8 +39,17 @@ class Filters:
 
     needs_upstream = True
 
-    def __init__(self, *, alpha: float, channels: str = "independent", batchnorm: str = "inherit") -> None:
+    def __init__(
+        self,
+        *,
+        alpha: float,
+        channels: str = "independent",
+        batchnorm: str = "inherit",
+        freeze_epochs: float = 0,
+    ) -> None:
         self.alpha = share("alpha", alpha)
+        self.label = f"α={alpha:g}"
+        self.freeze_epochs = number("transfer.freeze_epochs", freeze_epochs, at_least=0)
         self.channels = choice("transfer.channels", channels, CHANNELS)
         self.batchnorm = choice("transfer.batchnorm", batchnorm, BATCHNORM)
         self.recalibrate = batchnorm == "recalibrate"
@@ -45,11 +60,65 @@ class Filters:
         return inherit(plan, upstream.state_dict(), downstream.state_dict(), select)
 
 
+class Layers:
+    """Whole blocks of a transformer are inherited; see `plan_blocks`.
+
+    Args:
+        layers: the upstream's blocks, counted from 0.
+        into: the downstream's block for each of them; None for the same positions.
+        also: other parts to inherit, such as `patch_embed`.
+        freeze_epochs: how long they are held as they are.
+        alpha: None: the share of filters is for `transfer=filters`.
+
+    Raises:
+        ValueError: an argument that is out of range, named by its configuration key.
+    """
+
+    needs_upstream = True
+    recalibrate = False
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[int],
+        into: Sequence[int] | None = None,
+        also: Sequence[str] = (),
+        freeze_epochs: float = 0,
+        alpha: None = None,
+    ) -> None:
+        if alpha is not None:
+            raise refusal("alpha", alpha, "left out with transfer=layers, which inherits whole blocks")
+        self.alpha = 1.0
+        self.layers = _positions("transfer.layers", layers)
+        self.into = self.layers if into is None else _positions("transfer.into", into)
+        if len(self.into) != len(self.layers):
+            raise refusal("transfer.into", into, f"as many blocks as transfer.layers={self.layers}")
+        self.also = list(also)
+        self.label = f"blocks={','.join(map(str, self.layers))}"
+        self.freeze_epochs = number("transfer.freeze_epochs", freeze_epochs, at_least=0)
+
+    def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:
+        plan = plan_blocks(upstream, downstream, layers=self.layers, into=self.into, also=self.also)
+        select = Selection(alpha=self.alpha, seed=seed)
+        return inherit(plan, upstream.state_dict(), downstream.state_dict(), select)
+
+
+def _positions(key: str, values: Sequence[int]) -> list[int]:
+    if not isinstance(values, list | tuple):
+        raise refusal(key, values, "a list of blocks, counted from 0")
+    positions = [whole(key, value, at_least=0) for value in values]
+    if len(set(positions)) < len(positions):
+        raise refusal(key, positions, "different blocks")
+    return positions
+
+
 class Nothing:
     """Everything stays fresh (Algorithm 2); no upstream is trained."""
 
     alpha = 0.0
+    label = "nothing inherited"
     needs_upstream = False
+    freeze_epochs = 0.0
     recalibrate = False
 
     def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:

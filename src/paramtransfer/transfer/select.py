@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -32,12 +32,25 @@ class Selection:
 
     def __call__(self, axis: Axis | None, size: int, source_size: int) -> tuple[Tensor, Tensor]:
         """Positions along a dimension of the downstream's tensor, and those in the upstream's that go there."""
+        if axis is not None and (axis.unit > 1 or axis.repeats > 1):
+            return self._in_units(axis, size, source_size)
         here, there = self._matched(axis, size, source_size)
         if axis is not None and axis.filters:
             order = self._draw("filters", axis, size).permutation(size)
             chosen = np.isin(here, np.sort(order[np.isin(order, here)][: num_inherited(self.alpha, size)]))
             here, there = here[chosen], there[chosen]
         return torch.from_numpy(here), torch.from_numpy(there)
+
+    def _in_units(self, axis: Axis, size: int, source_size: int) -> tuple[Tensor, Tensor]:
+        """The same for whole units, in each repeat."""
+        per_repeat = [each // (axis.unit * axis.repeats) for each in (size, source_size)]
+        here, there = self(replace(axis, unit=1, repeats=1), *per_repeat)
+        repeats, channels = torch.arange(axis.repeats)[:, None, None], torch.arange(axis.unit)
+        expanded = [
+            ((repeats * count + index[:, None]) * axis.unit + channels).flatten()
+            for count, index in zip(per_repeat, (here, there), strict=True)
+        ]
+        return expanded[0], expanded[1]
 
     def _matched(self, axis: Axis | None, size: int, source_size: int) -> tuple[np.ndarray, np.ndarray]:
         everywhere = np.arange(size)
