@@ -1,6 +1,8 @@
 """Plans, selection and copying: filters of convolutional networks and of the two-layer CNN."""
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -229,3 +231,20 @@ def test_rules_leave_their_inputs_alone() -> None:
         state["filters"].fill_(7)
         assert upstream.filters.unique().tolist() == [1]
         assert fresh.filters.unique().tolist() == [0]
+
+
+def test_the_readmes_library_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it is written there, in a training script of a user's own: a torchvision and a timm model, a plain loop."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    code = re.search(r"```python\n(import timm.*?)```", readme, re.DOTALL)
+    assert code
+    names: dict[str, Any] = {}
+    exec(code[1], names)  # our own README
+    assert "partly inherited" in capsys.readouterr().out
+    downstream, upstream = names["downstream"], names["upstream"]
+    share = (downstream.conv1.weight == upstream.conv1.weight).flatten(1).all(1).double().mean()
+    assert share == 0.5
+    optimizer = torch.optim.SGD(downstream.parameters(), lr=0.1)
+    for _ in range(2):
+        torch.autograd.backward(downstream(torch.randn(2, 3, 32, 32)).square().mean())
+        optimizer.step()
