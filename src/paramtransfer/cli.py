@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -56,9 +58,11 @@ def _end(word: str, *_: Any) -> None:
 @hydra.main(version_base="1.3", config_path=str(_CONF), config_name="config")
 def _run(config: DictConfig) -> None:
     from paramtransfer.checks import ConfigError
+    from paramtransfer.tracking.claims import SharedStageError
     from paramtransfer.tracking.store import StoreError
 
     _end_gracefully()  # a launcher may have started this job in a process of its own
+    register_resolvers()
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         if config.plan_only is True:
@@ -67,7 +71,7 @@ def _run(config: DictConfig) -> None:
             _run_in_sweep(config, os.environ[_SWEEP])
         else:
             _run_alone(config)
-    except (ConfigError, StoreError) as error:
+    except (ConfigError, SharedStageError, StoreError) as error:
         if in_sweep:
             raise Refusal(str(error)) from None
         sys.exit(str(error))
@@ -96,12 +100,14 @@ def _run_in_sweep(config: DictConfig, sweep_id: str) -> None:
     from paramtransfer.experiment import run
     from paramtransfer.figures.job_table import print_job_line
     from paramtransfer.tracking.store import open_store
-    from paramtransfer.tracking.sweep import JobRecord, record_job, tags_of
+    from paramtransfer.tracking.sweep import JobRecord, check_host, find_sweep, record_job, tags_of
 
     num = int(HydraConfig.get().job.num)
     overrides = _overrides(config, list(HydraConfig.get().overrides.task))
     store = open_store(_FOLDER)
+    sweep = find_sweep(store, sweep_id)
     try:
+        check_host(store, sweep)
         results = run(make_job(config), store, tags=tags_of(sweep_id, num))
     except BaseException as error:
         reason = str(error) or type(error).__name__
@@ -156,10 +162,27 @@ class SweepCallback(Callback):
 
         name = " ".join(["sweep", *config.hydra.overrides.task])
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        self.sweep_id = start_sweep(open_store(_FOLDER), SweepCallback.opened, name=name, config=OmegaConf.to_yaml(own))
+        self.sweep_id = start_sweep(
+            open_store(_FOLDER), SweepCallback.opened, name=name, config=OmegaConf.to_yaml(own), jobs=_jobs_of(config)
+        )
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """In the job's own process, wherever its launcher has started it, before torch is imported there."""
         os.environ[_SWEEP] = self.sweep_id
+        cores = config.hydra.launcher.get("cpus_per_task") or os.environ.get("SLURM_CPUS_ON_NODE")
+        if cores:
+            os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+
+
+def _jobs_of(config: DictConfig) -> list[dict[str, Any]]:
+    """What each job of a sweep sets; nothing where the sweeper is not Hydra's own, which alone knows all beforehand."""
+    if config.hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
+        return []
+    parser = OverridesParser.create()
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
+    (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    return [{override.key_or_group: override.value() for override in parser.parse_overrides(job)} for job in jobs]
 
 
 @contextmanager
@@ -173,17 +196,19 @@ def _closing_sweep() -> Iterator[None]:
 
 
 def _close_sweep(sweep_id: str) -> None:
-    """Table and figure from the store alone, then the end of the sweep's run."""
+    """Table and figure from the store alone, when all jobs have ended, then the end of the sweep's run."""
     from paramtransfer.config import instantiate, make_job
     from paramtransfer.figures.sweep_report import draw_figure, print_table
     from paramtransfer.figures.sweep_table import read_sweep
     from paramtransfer.tracking.store import open_store
-    from paramtransfer.tracking.sweep import end_sweep, read_config, read_jobs, write_jobs
+    from paramtransfer.tracking.sweep import bury_jobs, end_sweep, read_config, wait_for_jobs, write_jobs
 
     store = open_store(_FOLDER)
     with store.closing() as opened:
         opened.append(sweep_id)
-        records = read_jobs(store, sweep_id)
+        if not SweepCallback.interrupted:
+            wait_for_jobs(store, sweep_id)
+        records = bury_jobs(store, sweep_id)
         write_jobs(store, sweep_id, records)
         config = DictConfig(OmegaConf.create(read_config(store, sweep_id)))
         data = read_sweep(store, records, job=lambda: make_job(config))

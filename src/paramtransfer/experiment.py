@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from paramtransfer.checks import ConfigError
 from paramtransfer.estimates import accuracy, paired_gain
 from paramtransfer.stage import SIDES, Side, Stage
+from paramtransfer.tracking.claims import claim, wait_for
 from paramtransfer.tracking.store import Store, as_json
 from paramtransfer.training.trainer import StageTrainer
 from paramtransfer.transfer.callback import ParameterTransfer
@@ -98,32 +99,21 @@ def run(job: Job, store: Store, *, tags: Mapping[str, str]) -> dict[Stage, Stage
     foreign = _foreign(job, store)
     results: dict[Stage, StageResult] = {}
     run_ids: dict[Stage, str] = {}
-    for stage, settings in job.stages.items():
-        found = store.find(settings.fingerprint) if job.reuse else None
-        if found is not None:
-            run, saved = found
-            hits_RN = torch.from_numpy(np.unpackbits(saved["hits"].numpy(), axis=1, count=saved["num_test"])).bool()
-            run_ids[stage] = run.info.run_id
-            results[stage] = StageResult(
-                run_id=run.info.run_id, metrics=run.data.metrics, state=saved["state"], hits_RN=hits_RN, reused=True
-            )
-            store.tag(run.info.run_id, tags)
     with store.closing() as opened:
-        for stage, settings in job.stages.items():
-            if stage not in results:
-                others = {f"{other}_run_id": run_ids[other] for other in run_ids if stage == "downstream"}
-                run_ids[stage] = store.create(
-                    opened,
-                    name=_name(job, stage),
-                    tags={"stage": stage, "fingerprint": settings.fingerprint, **others, **tags},
-                    params=settings.params,
-                    files={"config.yaml": job.config, **settings.own_sources},
-                )
         for stage in job.stages:
-            if stage not in results and stage == "upstream" and foreign is not None:
-                results[stage] = _keep(store, run_ids[stage], foreign)
-            elif stage not in results:
-                results[stage] = _train(job, stage, store, run_ids[stage], results)
+            run_ids[stage] = _claim(job, stage, store, opened, run_ids, tags)
+        for stage in job.stages:
+            while stage not in results:
+                if run_ids[stage] in opened and stage == "upstream" and foreign is not None:
+                    results[stage] = _keep(store, run_ids[stage], foreign)
+                elif run_ids[stage] in opened:
+                    results[stage] = _train(job, stage, store, run_ids[stage], results)
+                elif result := _reuse(store, run_ids[stage]):
+                    results[stage] = result
+                else:  # its process died, or its weights cannot be read
+                    run_ids[stage] = _claim(job, stage, store, opened, run_ids, tags)
+                    if stage != "downstream" and run_ids["downstream"] in opened:
+                        store.tag(run_ids["downstream"], {f"{stage}_run_id": run_ids[stage]})
     return results
 
 
@@ -152,6 +142,42 @@ def plan(job: Job) -> Report:
     """What the downstream would inherit, tensor by tensor, without any training."""
     data = job.tasks.data("downstream", seed=job.seed, replicates=job.replicates)
     return job.transfer(job.model.upstream(None, data), job.model.build(data), seed=job.seed)[1]
+
+
+def _claim(
+    job: Job, stage: Stage, store: Store, opened: list[str], run_ids: Mapping[Stage, str], tags: Mapping[str, str]
+) -> str:
+    """The run that a stage's result comes from: of an earlier job, of one that trains it now, or a new one in `opened`.
+
+    Args:
+        run_ids: what is known already; a downstream run names the other two.
+    """
+    settings = job.stages[stage]
+    others = {f"{other}_run_id": run_ids[other] for other in run_ids if stage == "downstream" != other}
+
+    def create() -> str:
+        return store.create(
+            opened,
+            name=_name(job, stage),
+            tags={"stage": stage, "fingerprint": settings.fingerprint, **others, **tags},
+            params=settings.params,
+            files={"config.yaml": job.config, **settings.own_sources},
+        )
+
+    run_id = claim(store, opened, settings.fingerprint, create) if job.reuse else create()
+    if run_id not in opened:
+        store.tag(run_id, tags)
+    return run_id
+
+
+def _reuse(store: Store, run_id: str) -> StageResult | None:
+    """What another job's run ended with, as soon as it ends."""
+    found = store.load(run_id) if wait_for(store, run_id) else None
+    if found is None:
+        return None
+    run, saved = found
+    hits_RN = torch.from_numpy(np.unpackbits(saved["hits"].numpy(), axis=1, count=saved["num_test"])).bool()
+    return StageResult(run_id=run_id, metrics=run.data.metrics, state=saved["state"], hits_RN=hits_RN, reused=True)
 
 
 def _name(job: Job, stage: Stage) -> str:

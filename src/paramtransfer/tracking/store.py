@@ -26,6 +26,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from paramtransfer.tracking import provenance
+from paramtransfer.tracking.claims import FileSigns, Heartbeats, SignsOfLife
 from paramtransfer.tracking.logger import BufferedLogger
 
 _CONNECT_SECONDS = 10
@@ -59,11 +60,17 @@ class Store:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "paramtransfer")
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        self.signs: SignsOfLife
+        self._unreadable: set[str] = set()
         try:
-            if self.uri.startswith("sqlite:///"):
-                self.client, self.experiment_id = _open_sqlite(self.uri, name)
+            if self.is_file:
+                path = Path(self.uri.removeprefix("sqlite:///"))
+                lock = FileLock(f"{path}.lock")
+                self.client, self.experiment_id = _open_sqlite(self.uri, path, lock, name)
+                self.signs = FileSigns(path.parent / "locks", lock)
             else:
                 self.client, self.experiment_id = _in_time(lambda: _open(self.uri, name, artifacts=None))
+                self.signs = Heartbeats(self.client)
         except (MlflowException, OSError, sqlite3.Error) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise StoreError(
@@ -71,24 +78,33 @@ class Store:
                 f"({_without_password(reason, self.uri)}); it must be a running MLflow server or a writable file"
             ) from None
 
-    def find(self, fingerprint: str) -> tuple[Run, dict[str, Any]] | None:
-        """The FINISHED run with that fingerprint whose result can be read, and its result."""
-        runs = self.client.search_runs(
-            [self.experiment_id], f"tags.fingerprint = '{fingerprint}'", order_by=["attributes.start_time ASC"]
-        )
-        reasons = []
-        for run in runs:
-            if run.info.status != "FINISHED":
-                reasons.append(f"run {run.info.run_id} is {run.info.status}: it is not reused")
-                continue
-            try:
-                return run, self._load(run.info.run_id)
-            except Exception as error:  # whatever is wrong with the file, the answer is to train again
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                reasons.append(f"the weights of run {run.info.run_id} cannot be read ({reason}): it is trained again")
-        for reason in reasons:
-            log.warning(reason)
-        return None
+    @property
+    def is_file(self) -> bool:
+        """Whether the store is a SQLite file, which serves the processes of one machine."""
+        return self.uri.startswith("sqlite:///")
+
+    @property
+    def public_uri(self) -> str:
+        """The URI without password and query."""
+        return _public(self.uri)
+
+    def runs(self, condition: str) -> list[Run]:
+        """The runs that meet a condition in MLflow's search language, oldest first."""
+        return list(self.client.search_runs([self.experiment_id], condition, order_by=["attributes.start_time ASC"]))
+
+    def is_usable(self, run: Run) -> bool:
+        """Whether a run has finished, as far as is known with a result that can be read."""
+        return run.info.status == "FINISHED" and run.info.run_id not in self._unreadable
+
+    def load(self, run_id: str) -> tuple[Run, dict[str, Any]] | None:
+        """A finished run and its result; None, and a line that says why, if the result cannot be read."""
+        try:
+            return self.client.get_run(run_id), self._load(run_id)
+        except Exception as error:  # whatever is wrong with the file, the answer is to train again
+            self._unreadable.add(run_id)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            log.warning(f"the weights of run {run_id} cannot be read ({reason}): it is trained again")
+            return None
 
     def state(self, run_id: str) -> dict[str, torch.Tensor]:
         """The weights that a run keeps.
@@ -123,9 +139,10 @@ class Store:
         The id joins `opened` as soon as the run exists, so that `closing` finds it whatever happens then.
         """
         tags = {"mlflow.source.git.commit": provenance.git_commit(), "mlflow.source.type": "LOCAL", **tags}
-        with _uninterrupted():
+        with self.signs.exclusive(), _uninterrupted():
             run_id: str = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id
             opened.append(run_id)
+            self.signs.hold(run_id)
         self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
         provenance_files = {
             "git_commit.txt": provenance.git_commit() + "\n",
@@ -134,6 +151,13 @@ class Store:
         }
         self.write_files(run_id, {**provenance_files, **files})
         return run_id
+
+    def withdraw(self, opened: list[str], run_id: str) -> None:
+        """Take a new run back, of which nothing has come."""
+        with _uninterrupted():
+            self.client.delete_run(run_id)
+            self.signs.drop(run_id)
+            opened.remove(run_id)
 
     def write_files(self, run_id: str, files: Mapping[str, str | bytes], folder: str | None = None) -> None:
         """Artifacts from their contents."""
@@ -171,6 +195,7 @@ class Store:
         now = _now()
         self.client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
         self.client.set_terminated(run_id)
+        self.signs.drop(run_id)
 
     @contextmanager
     def closing(self) -> Iterator[list[str]]:
@@ -182,14 +207,16 @@ class Store:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
             with _uninterrupted():
                 for run_id in run_ids:
-                    self._close(run_id, status, f"{type(error).__name__}: {error}")
+                    self.close(run_id, status, f"{type(error).__name__}: {error}")
             raise
 
-    def _close(self, run_id: str, status: str, reason: str) -> None:
+    def close(self, run_id: str, status: str, reason: str) -> None:
+        """End a run that is still RUNNING."""
         try:
             if self.client.get_run(run_id).info.status == "RUNNING":
                 self.tag(run_id, {"error": reason[:5000]})
                 self.client.set_terminated(run_id, status)
+            self.signs.drop(run_id)
         except MlflowException as error:  # must hide neither the reason nor the other runs
             log.warning(f"run {run_id} cannot be closed: {str(error).splitlines()[0]}")
 
@@ -231,11 +258,10 @@ def _open(uri: str, experiment: str, artifacts: str | None) -> tuple[MlflowClien
         return _open(uri, experiment, artifacts)  # another process was faster
 
 
-def _open_sqlite(uri: str, experiment: str) -> tuple[MlflowClient, str]:
+def _open_sqlite(uri: str, path: Path, lock: FileLock, experiment: str) -> tuple[MlflowClient, str]:
     """SQLite's first use by several processes at once corrupts it, and so they take turns."""
-    path = Path(uri.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with lock:
         probe = sqlite3.connect(path, timeout=_CONNECT_SECONDS)
         try:
             probe.execute("BEGIN IMMEDIATE")

@@ -1,13 +1,26 @@
 """The run of a sweep: which jobs it has, how they ended, and what is made of them."""
 
 import json
-from dataclasses import asdict, dataclass, field
+import logging
+import math
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
 from paramtransfer.stage import Stage
-from paramtransfer.tracking.store import Store, as_json
+from paramtransfer.tracking.store import Store, StoreError, as_json
 
 _JOBS = "jobs"
+_HOST = "host"
+_QUIET_SECONDS = 60.0  # the longest time that a cluster takes from one job's end to the next one's first run
+_POLL_SECONDS = 2.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +31,30 @@ class JobRecord:
     overrides: dict[str, Any]
     """The keys that the sweep sets, with their resolved values."""
     runs: dict[Stage, str] = field(default_factory=dict)
-    """Run ids by stage; empty if the job failed."""
+    """Run ids by stage; empty unless the job has succeeded."""
     error: str | None = None
     """Why the job failed, in one sentence."""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the job has said how it ended."""
+        return bool(self.runs) or self.error is not None
 
-def start_sweep(store: Store, opened: list[str], *, name: str, config: str) -> str:
-    """A new run for a sweep, in `opened`; its id is the sweep's."""
-    return store.create(opened, name=name, tags={"stage": "sweep"}, params={}, files={"config.yaml": config})
+
+def start_sweep(store: Store, opened: list[str], *, name: str, config: str, jobs: Sequence[dict[str, Any]]) -> str:
+    """A new run for a sweep, in `opened`; its id is the sweep's.
+
+    Args:
+        store: where it is kept.
+        opened: runs that the caller closes.
+        name: what the run is called.
+        config: the configuration that the sweep starts from, as YAML.
+        jobs: what each job sets, as far as it is known beforehand.
+    """
+    tags = {"stage": "sweep", _HOST: socket.gethostname()}
+    sweep_id = store.create(opened, name=name, tags=tags, params={}, files={"config.yaml": config})
+    _write_records(store, sweep_id, [JobRecord(num=num, overrides=overrides) for num, overrides in enumerate(jobs)])
+    return sweep_id
 
 
 def tags_of(sweep_id: str, num: int) -> dict[str, str]:
@@ -33,15 +62,96 @@ def tags_of(sweep_id: str, num: int) -> dict[str, str]:
     return {f"sweep.{sweep_id}": str(num)}
 
 
+def find_sweep(store: Store, sweep_id: str) -> Run:
+    """The run of the sweep that a job belongs to.
+
+    Raises:
+        StoreError: the job's store is not the sweep's.
+    """
+    try:
+        return store.client.get_run(sweep_id)
+    except MlflowException:
+        raise StoreError(
+            f"MLFLOW_TRACKING_URI={store.public_uri}: has no sweep {sweep_id}; a job's store must be the one of the "
+            f"process that started the sweep (does its environment reach {socket.gethostname()}?)"
+        ) from None
+
+
+def check_host(store: Store, sweep: Run) -> None:
+    """A SQLite file is not shared by machines: their locks on it cannot be relied on.
+
+    Raises:
+        StoreError: this job runs on another machine than the process that started the sweep.
+    """
+    host, started_on = socket.gethostname(), sweep.data.tags[_HOST]
+    if store.is_file and host != started_on:
+        raise StoreError(
+            f"MLFLOW_TRACKING_URI={store.public_uri}: a SQLite store serves one machine, and this job of a sweep that "
+            f"was started on {started_on} runs on {host}; for several machines it must be http://HOST:PORT of an "
+            "MLflow server (mlflow server --host HOST --port PORT)"
+        )
+
+
 def record_job(store: Store, sweep_id: str, record: JobRecord) -> None:
     """Keep how a job ended; each job writes a file of its own, so that none waits for another."""
-    store.write_files(sweep_id, {f"{record.num:06d}.json": as_json(asdict(record))}, folder=_JOBS)
+    _write_records(store, sweep_id, [record])
+
+
+def _write_records(store: Store, sweep_id: str, records: Sequence[JobRecord]) -> None:
+    files = {f"{record.num:06d}.json": as_json(asdict(record)) for record in records}
+    if files:
+        store.write_files(sweep_id, files, folder=_JOBS)
 
 
 def read_jobs(store: Store, sweep_id: str) -> list[JobRecord]:
-    """The jobs that have ended so far, in order."""
+    """The jobs in order, those that have not ended included."""
     files = store.read_files(sweep_id, _JOBS)
     return [JobRecord(**json.loads(files[name])) for name in sorted(files)]
+
+
+def wait_for_jobs(store: Store, sweep_id: str) -> None:
+    """Wait for the jobs that go on although their launcher has given up, as it may when one of them died.
+
+    A sweep none of whose jobs has started or shown a sign of life for a minute is not waited for.
+    """
+    ended: set[int] = set()
+    last_sign = -math.inf
+    said = False
+    while True:
+        records = read_jobs(store, sweep_id)
+        pending = [record.num for record in records if not record.has_ended]
+        now_ended = {record.num for record in records if record.has_ended}
+        if now_ended != ended or any(store.signs.is_alive(run) for run in _running(store, sweep_id)):
+            last_sign = time.monotonic()
+        ended = now_ended
+        if not pending or time.monotonic() - last_sign > _QUIET_SECONDS:
+            return
+        if not said:
+            log.info(f"Waiting for jobs {', '.join(map(str, pending))}, which have not ended; Ctrl-C closes the sweep")
+            said = True
+        time.sleep(_POLL_SECONDS)
+
+
+def bury_jobs(store: Store, sweep_id: str) -> list[JobRecord]:
+    """The jobs in order; one that has not said how it ended has failed, and no run of a dead one stays RUNNING."""
+    records = read_jobs(store, sweep_id)
+    reasons = {}
+    for run in _running(store, sweep_id):
+        if store.signs.is_alive(run):
+            reason = "had not ended when the sweep did"
+        else:
+            reason = "its process died without a word: killed, out of memory, or its machine failed"
+            store.close(run.info.run_id, "KILLED", reason)
+        reasons[run.data.tags[f"sweep.{sweep_id}"]] = reason
+    absent = "never started, or died before it created a run"
+    return [
+        record if record.has_ended else replace(record, error=reasons.get(str(record.num), absent))
+        for record in records
+    ]
+
+
+def _running(store: Store, sweep_id: str) -> list[Run]:
+    return store.runs(f"attributes.status = 'RUNNING' AND tags.`sweep.{sweep_id}` LIKE '%'")
 
 
 def read_config(store: Store, sweep_id: str) -> str:
