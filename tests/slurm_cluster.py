@@ -1,7 +1,7 @@
 """A SLURM of one node on this machine, for tests: real daemons, started by hand as root, in one folder.
 
-Debian and Ubuntu have what it needs: `apt-get install slurm-wlm munge`. On a site without accounting submitit would wait
-for ever for a job that died without a result, because it asks `sacct` alone; a stand-in answers from `scontrol`.
+Debian and Ubuntu have what it needs: `apt-get install slurm-wlm munge`. Without accounting submitit would wait for ever
+for a job that died without a result, because it asks `sacct` alone; here a stand-in answers from `scontrol`.
 """
 
 import os

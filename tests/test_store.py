@@ -3,18 +3,17 @@
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import free_port
 
 from paramtransfer.tracking.fingerprint import code_hash
 from paramtransfer.tracking.store import Store, StoreError
@@ -98,15 +97,9 @@ def test_diverged_training_leaves_its_runs_failed(tmp_path: Path, train: Fixture
 # Stores that are broken, shared or remote.
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def test_server_that_cannot_be_reached(tmp_path: Path, train: Fixture) -> None:
     """A server that does not answer ends a job soon, in one sentence that names it and hides the password."""
-    port = _free_port()
+    port = free_port()
     process = train(tmp_path, timeout=30, MLFLOW_TRACKING_URI=f"http://user:secret@127.0.0.1:{port}")
     assert process.returncode == 1
     (sentence,) = process.stderr.strip().splitlines()
@@ -154,38 +147,6 @@ def test_processes_share_a_new_store(tmp_path: Path, start: Fixture, runs_of: Fi
             assert process.returncode == 0, stderr
     runs = runs_of(tmp_path)
     assert _statuses(runs) == {stage: ["FINISHED"] * 4 for stage in STAGES}
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """The URI of an MLflow server that runs while a test does."""
-    port = _free_port()
-    uri = f"http://127.0.0.1:{port}"
-    folder = tmp_path / "server"
-    folder.mkdir()
-    options = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder)]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *options]
-    with (
-        (folder / "log.txt").open("w") as log,
-        subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True) as process,
-    ):
-        try:
-            deadline = time.monotonic() + 120
-            while not _is_healthy(uri):
-                assert process.poll() is None, (folder / "log.txt").read_text()
-                assert time.monotonic() < deadline, (folder / "log.txt").read_text()
-                time.sleep(0.2)
-            yield uri
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _is_healthy(uri: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{uri}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def test_server_over_http(server: str, tmp_path: Path, train: Fixture, runs_of: Fixture) -> None:

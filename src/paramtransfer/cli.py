@@ -100,12 +100,12 @@ def _run_in_sweep(config: DictConfig, sweep_id: str) -> None:
     from paramtransfer.experiment import run
     from paramtransfer.figures.job_table import print_job_line
     from paramtransfer.tracking.store import open_store
-    from paramtransfer.tracking.sweep import JobRecord, check_host, find_sweep, record_job, tags_of
+    from paramtransfer.tracking.sweep import JobRecord, check_host, record_job, sweep_of_job, tags_of
 
     num = int(HydraConfig.get().job.num)
     overrides = _overrides(config, list(HydraConfig.get().overrides.task))
     store = open_store(_FOLDER)
-    sweep = find_sweep(store, sweep_id)
+    sweep = sweep_of_job(store, sweep_id)
     try:
         check_host(store, sweep)
         results = run(make_job(config), store, tags=tags_of(sweep_id, num))

@@ -62,7 +62,7 @@ def tags_of(sweep_id: str, num: int) -> dict[str, str]:
     return {f"sweep.{sweep_id}": str(num)}
 
 
-def find_sweep(store: Store, sweep_id: str) -> Run:
+def sweep_of_job(store: Store, sweep_id: str) -> Run:
     """The run of the sweep that a job belongs to.
 
     Raises:
@@ -168,3 +168,4 @@ def end_sweep(store: Store, sweep_id: str, records: list[JobRecord], *, interrup
     """Close the sweep's run: KILLED if interrupted, FAILED if a job failed or none ended."""
     complete = bool(records) and all(record.error is None for record in records)
     store.client.set_terminated(sweep_id, "KILLED" if interrupted else "FINISHED" if complete else "FAILED")
+    store.signs.drop(sweep_id)

@@ -1,0 +1,48 @@
+"""Jobs in processes that have imported everything already, with trainings that last as long as a test wants."""
+
+import os
+import time
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from paramtransfer.config import make_job, register_resolvers
+from paramtransfer.experiment import run
+from paramtransfer.tracking.store import Store
+from paramtransfer.training.solver import GramSolver
+
+CONF = str(Path(__file__).parents[1] / "conf")
+GATE = "TEST_GATE"  # names a file: a training waits until it is there, and fails with what it says
+
+
+class GatedSolver(GramSolver):
+    """Trains when the gate is open."""
+
+    def advance(self, num_steps: int) -> None:
+        gate = Path(os.environ[GATE])
+        while not gate.exists():
+            time.sleep(0.05)
+        if reason := gate.read_text():
+            raise RuntimeError(reason)
+        super().advance(num_steps)
+
+
+def run_job(overrides: list[str], folder: Path, uri: str | None, barrier: Any, answers: "Queue[Any]") -> None:
+    """Run a job and answer with its runs by stage, or with the error."""
+    os.environ[GATE] = str(folder / "gate")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if uri is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = uri
+    register_resolvers()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        job = make_job(compose("config", [*overrides, "solver._target_=shared_jobs.GatedSolver"]))
+    store = Store(folder / "mlruns")
+    barrier.wait(60)
+    try:
+        results = run(job, store, tags={})
+    except Exception as error:
+        answers.put(error)
+    else:
+        answers.put({stage: (result.run_id, result.reused) for stage, result in results.items()})
