@@ -57,8 +57,11 @@ class Jobs:
 def jobs(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
     """Jobs that share a default store, or a server."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    Store(tmp_path / "mlruns")  # the test, too, reads it
-    jobs = Jobs(tmp_path, request.getfixturevalue("server") if request.param == "server" else None)
+    if request.param == "server":
+        jobs = Jobs(tmp_path, request.getfixturevalue("server"))
+    else:
+        Store(tmp_path / "mlruns")  # before the test reads it
+        jobs = Jobs(tmp_path, None)
     yield jobs
     for process in jobs.processes:
         process.kill()

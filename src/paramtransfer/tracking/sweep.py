@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Run
@@ -18,7 +19,7 @@ from paramtransfer.tracking.store import Store, StoreError, as_json
 _JOBS = "jobs"
 _HOST = "host"
 _QUIET_SECONDS = 60.0  # the longest time that a cluster takes from one job's end to the next one's first run
-_POLL_SECONDS = 2.0
+_POLL_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,14 @@ def _write_records(store: Store, sweep_id: str, records: Sequence[JobRecord]) ->
 def read_jobs(store: Store, sweep_id: str) -> list[JobRecord]:
     """The jobs in order, those that have not ended included."""
     files = store.read_files(sweep_id, _JOBS)
-    return [JobRecord(**json.loads(files[name])) for name in sorted(files)]
+    return [_record(int(Path(name).stem), files[name]) for name in sorted(files)]
+
+
+def _record(num: int, text: str) -> JobRecord:
+    try:
+        return JobRecord(**json.loads(text))
+    except json.JSONDecodeError:  # read while the job wrote it, or died as it did
+        return JobRecord(num=num, overrides={})
 
 
 def wait_for_jobs(store: Store, sweep_id: str) -> None:
@@ -140,7 +148,7 @@ def bury_jobs(store: Store, sweep_id: str) -> list[JobRecord]:
         if store.signs.is_alive(run):
             reason = "had not ended when the sweep did"
         else:
-            reason = "its process died without a word: killed, out of memory, or its machine failed"
+            reason = "died: killed, out of memory, or its node failed"
             store.close(run.info.run_id, "KILLED", reason)
         reasons[run.data.tags[f"sweep.{sweep_id}"]] = reason
     absent = "never started, or died before it created a run"

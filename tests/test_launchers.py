@@ -1,0 +1,160 @@
+"""Sweeps whose jobs run elsewhere: in a real SLURM of one node, and in joblib's processes."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import joblib
+import pandas as pd
+import pytest
+from slurm_cluster import slurm_cluster, why_not
+
+TESTS = Path(__file__).parent
+REQUIRED = "PARAMTRANSFER_REQUIRE_SLURM"  # where it is set, tests without SLURM fail
+
+Fixture = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment variables of a cluster with six cores, however many this machine has."""
+    if reason := why_not():
+        if os.environ.get(REQUIRED):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with slurm_cluster(tmp_path_factory.mktemp("slurm"), cpus=6) as variables:
+        yield variables
+
+
+@pytest.fixture
+def own_model(tmp_path: Path) -> Path:
+    """A configuration folder with `model=own`: networks that say how many threads they have."""
+    (tmp_path / "own_model.py").write_text(
+        "import torch\n"
+        "from paramtransfer.model.two_layer_cnn import TwoLayerCNNs\n\n\n"
+        "class Networks(TwoLayerCNNs):\n"
+        "    def build(self, data):\n"
+        "        print(f'{torch.get_num_threads()} threads')\n"
+        "        return super().build(data)\n"
+    )
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "own.yaml").write_text("defaults: [two_layer_cnn]\n_target_: own_model.Networks\n")
+    return tmp_path / "conf"
+
+
+def _path(*folders: Path) -> str:
+    return os.pathsep.join(filter(None, [*map(str, folders), os.environ.get("PYTHONPATH")]))
+
+
+def _output(folder: Path) -> str:
+    """What the jobs of a SLURM sweep printed."""
+    return "".join(path.read_text() for path in folder.glob("mlruns/hydra/*/*/.submitit/*/*_log.out"))
+
+
+def _sweep(runs: dict[str, list[Any]]) -> tuple[Any, list[dict[str, Any]], pd.DataFrame]:
+    """The run of the only sweep, its jobs and its table."""
+    (run,) = runs["sweep"]
+    folder = Path(urlsplit(run.info.artifact_uri).path)
+    return run, json.loads((folder / "jobs.json").read_text()), pd.read_csv(folder / "table.csv")
+
+
+def _numbers(runs: dict[str, list[Any]]) -> dict[str, int]:
+    return {stage: len(runs[stage]) for stage in runs}
+
+
+def test_twelve_slurm_jobs(
+    slurm: dict[str, str], own_model: Path, tmp_path: Path, start: Fixture, runs_of: Fixture
+) -> None:
+    """Twelve jobs share one upstream and baseline; one is killed, one refused: the others go on, the table is right.
+
+    The launcher gives up as soon as it sees the killed one; the sweep waits for the rest.
+    """
+    alphas = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 2]
+    command = ["--config-dir", str(own_model), "-m", f"alpha={','.join(map(str, alphas))}", "model=own"]
+    command += ["solver._target_=shared_jobs.GatedSolver", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
+    gate = tmp_path / "gate"
+    variables = {**slurm, "PYTHONPATH": _path(tmp_path, TESTS), "OMP_NUM_THREADS": None, "TEST_GATE": str(gate)}
+
+    def first_has_begun() -> bool:
+        return any(run.data.params["alpha"] == "0" for run in runs_of(tmp_path).get("downstream", []))
+
+    with start(tmp_path, *command, **variables) as process:
+        try:
+            _until(lambda: any(tmp_path.glob("mlruns/hydra/*/*/.submitit/*")), process)
+            _until(first_has_begun, process)
+            states = subprocess.check_output(["sacct"], env={**os.environ, **slurm}, text=True)
+            (first,) = re.findall(r"^(\d+_0)\|RUNNING", states, re.MULTILINE)
+            subprocess.check_call(["scancel", "--signal=KILL", "--full", first], env={**os.environ, **slurm})
+            assert any("Waiting for jobs 0, 1, " in line for line in process.stdout)
+            gate.touch()
+            stdout, stderr = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert "Table and figure" in stdout, stderr
+
+    runs = runs_of(tmp_path)
+    for stage in ("upstream", "baseline"):
+        # The killed job may have been the one that trained it.
+        assert [run.info.status for run in runs[stage]] in (["FINISHED"], ["KILLED", "FINISHED"])
+    assert [run.info.status for run in runs["downstream"]].count("FINISHED") == len(runs["downstream"]) - 1 == 10
+    sweep, jobs, table = _sweep(runs)
+    assert sweep.info.status == "FAILED"
+    assert [job["overrides"]["alpha"] for job in jobs] == alphas
+    killed, *others, refused = [job["error"] for job in jobs]
+    assert "died" in killed
+    assert others == [None] * 10
+    assert refused == "alpha=2: must be a number from 0 to 1"
+    assert table["alpha"].tolist() == alphas[1:-1]
+    assert (Path(urlsplit(sweep.info.artifact_uri).path) / "figure.png").exists()
+    for error in (killed, refused):
+        assert any("failed" in line and error in line for line in stdout.splitlines())
+    assert set(re.findall(r"\d+ threads", _output(tmp_path))) == {"1 threads"}
+
+
+def test_sqlite_store_of_another_machine_is_refused(slurm: dict[str, str], tmp_path: Path, train: Fixture) -> None:
+    """A job on another machine than the one that started the sweep is refused where the store is a SQLite file."""
+    submitting = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
+    process = train(
+        tmp_path, "-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", prefix=submitting, **slurm
+    )
+    assert process.returncode == 1
+    for text in ("mlflow.db", "elsewhere", socket.gethostname(), "http://HOST:PORT"):
+        assert text in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_joblib_sweep_again(
+    own_model: Path, tmp_path: Path, train: Fixture, runs_of: Fixture, client_of: Fixture
+) -> None:
+    """Jobs side by side share a stage and the cores; the same command again does only what is missing."""
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    command = ["--config-dir", str(own_model), "-m", "alpha=0,1", "model=own", *launcher]
+    variables = {"PYTHONPATH": _path(tmp_path), "OMP_NUM_THREADS": None}
+    first = train(tmp_path, *command, **variables)
+    assert first.returncode == 0, first.stderr
+    runs = runs_of(tmp_path)
+    assert _numbers(runs) == {"upstream": 1, "baseline": 1, "downstream": 2, "sweep": 1}
+    threads = max(joblib.cpu_count() // 2, 1)
+    assert set(re.findall(r"\d+ threads", first.stdout)) == {f"{threads} threads"}
+    assert _sweep(runs)[2]["alpha"].tolist() == [0, 1]
+
+    client_of(tmp_path).set_terminated(runs["downstream"][1].info.run_id, "KILLED")
+    again = train(tmp_path, *command, **variables)
+    assert again.returncode == 0, again.stderr
+    assert _numbers(runs_of(tmp_path)) == {"upstream": 1, "baseline": 1, "downstream": 3, "sweep": 2}
+
+
+def _until(is_true: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not is_true():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
