@@ -130,18 +130,16 @@ def claim(store: "Store", opened: list[str], fingerprint: str, create: Callable[
     """
     same = f"tags.fingerprint = '{fingerprint}'"
     with store.signs.exclusive():
-        passed_over = []
-        for run in store.runs(same):
-            run_id, status = run.info.run_id, run.info.status
-            if store.is_usable(run) or (status == "RUNNING" and store.signs.is_alive(run)):
-                return str(run_id)
-            if status == "RUNNING":
-                store.close(run_id, "KILLED", "its process died")
-                status = "KILLED"
-            if status != "FINISHED":
-                passed_over.append(f"run {run_id} is {status}: it is not reused")
-        for reason in passed_over:
-            log.warning(reason)
+        runs = store.runs(same)
+        running = [run for run in runs if run.info.status == "RUNNING"]
+        for run in (*filter(store.is_usable, runs), *filter(store.signs.is_alive, running)):
+            return str(run.info.run_id)
+        for run in running:
+            store.close(run.info.run_id, "KILLED", "its process died")
+        for run in runs:
+            if run.info.status != "FINISHED":
+                status = "KILLED" if run in running else run.info.status
+                log.warning(f"run {run.info.run_id} is {status}: it is not reused")
         own = create()
     # Without a lock, another job may have created its run between our look and ours: the first one stays.
     first = next(run.info.run_id for run in store.runs(same) if run.info.status == "RUNNING")
