@@ -7,6 +7,8 @@ Each part works in a folder of its own, prints what it measured, and fails with 
 """
 
 import argparse
+import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).parents[1]
+sys.path.insert(0, str(REPO / "tests"))  # it has the cluster, and jobs in processes that have imported everything
 TINY = [
     *("replicates=2", "dataset.dim=20", "model.filters=4", "task.num_test=50", "trainer.progress=false"),
     *("task.upstream.num_samples=30", "task.upstream.steps=20"),
@@ -29,22 +32,36 @@ NUM_SLURM_JOBS = 100
 
 def starts(folder: Path) -> str:
     """The same job, started 40 times at the same moment on one SQLite store: each stage is trained once."""
-    processes = [_start(folder) for _ in range(NUM_STARTS)]
-    codes = [process.wait() for process in processes]
-    _expect({code: codes.count(code) for code in set(codes)}, {0: NUM_STARTS})
+    from shared_jobs import run_job
+
+    (folder / "gate").touch()
+    processes = multiprocessing.get_context("forkserver")  # 40 imports would take minutes, and not start as one
+    processes.set_forkserver_preload(["paramtransfer.experiment", "paramtransfer.task.synthetic", "hydra", "mlflow"])
+    barrier, answers = processes.Barrier(NUM_STARTS), processes.Queue()
+    started = [
+        processes.Process(target=run_job, args=(TINY, folder, None, barrier, answers)) for _ in range(NUM_STARTS)
+    ]
+    for process in started:
+        process.start()
+    ends = [answers.get(timeout=600) for _ in started]
+    errors = [str(end) for end in ends if isinstance(end, Exception)]
+    _expect(errors, [])
     _expect(_runs(folder), {f"{stage} FINISHED": 1 for stage in ("upstream", "baseline", "downstream")})
+    _expect(len({json.dumps({stage: end[stage][0] for stage in end}) for end in ends}), 1)
     return f"{NUM_STARTS} starts, one training of each stage"
 
 
 def slurm(folder: Path) -> str:
     """A sweep of 100 SLURM jobs on one node: one upstream and one baseline, a table of 100 rows."""
-    sys.path.insert(0, str(REPO / "tests"))
     from slurm_cluster import slurm_cluster, why_not
 
     if reason := why_not():
         raise AssertionError(reason)
     alphas = ",".join(str(round(number / NUM_SLURM_JOBS, 4)) for number in range(NUM_SLURM_JOBS))
-    with tempfile.TemporaryDirectory(prefix="slurm") as cluster, slurm_cluster(Path(cluster), cpus=8) as variables:
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm") as cluster,
+        slurm_cluster(Path(cluster), cpus=os.cpu_count() or 1) as variables,
+    ):
         launcher = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
         _expect(_start(folder, "-m", f"alpha={alphas}", *launcher, **variables).wait(), 0)
     expected = {"upstream FINISHED": 1, "baseline FINISHED": 1, "sweep FINISHED": 1}

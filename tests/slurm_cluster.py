@@ -90,7 +90,18 @@ def slurm_cluster(folder: Path, *, cpus: int) -> Iterator[dict[str, str]]:
         stack.enter_context(_daemon("slurmd", "-D", log=folder, **variables))
         _wait_until_idle(folder, variables)
         yield variables
-        subprocess.run(["scancel", "--signal=KILL", "--full", "--user=root"], env={**os.environ, **variables})
+        cancel_jobs(variables)
+
+
+def cancel_jobs(variables: dict[str, str]) -> None:
+    """End all jobs of a cluster, and wait until they have ended."""
+    environment = {**os.environ, **variables}
+    deadline = time.monotonic() + _SECONDS
+    while subprocess.check_output(["squeue", "--noheader"], env=environment):
+        subprocess.run(["scancel", "--state=PENDING", "--user=root"], env=environment)
+        subprocess.run(["scancel", "--signal=KILL", "--full", "--user=root"], env=environment, capture_output=True)
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import joblib
 import pandas as pd
 import pytest
-from slurm_cluster import slurm_cluster, why_not
+from slurm_cluster import cancel_jobs, slurm_cluster, why_not
 
 TESTS = Path(__file__).parent
 REQUIRED = "PARAMTRANSFER_REQUIRE_SLURM"  # where it is set, tests without SLURM fail
@@ -23,7 +23,7 @@ Fixture = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment variables of a cluster with six cores, however many this machine has."""
     if reason := why_not():
         if os.environ.get(REQUIRED):
@@ -31,6 +31,13 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         pytest.skip(reason)
     with slurm_cluster(tmp_path_factory.mktemp("slurm"), cpus=6) as variables:
         yield variables
+
+
+@pytest.fixture
+def slurm(cluster: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The same, without a test's jobs after it."""
+    yield cluster
+    cancel_jobs(cluster)
 
 
 @pytest.fixture
@@ -83,7 +90,7 @@ def test_twelve_slurm_jobs(
     variables = {**slurm, "PYTHONPATH": _path(tmp_path, TESTS), "OMP_NUM_THREADS": None, "TEST_GATE": str(gate)}
 
     def first_has_begun() -> bool:
-        return any(run.data.params["alpha"] == "0" for run in runs_of(tmp_path).get("downstream", []))
+        return any(run.data.params.get("alpha") == "0" for run in runs_of(tmp_path).get("downstream", []))
 
     with start(tmp_path, *command, **variables) as process:
         try:
