@@ -39,8 +39,8 @@ def run_job(overrides: list[str], folder: Path, uri: str | None, barrier: Any, a
     with initialize_config_dir(CONF, version_base="1.3"):
         job = make_job(compose("config", [*overrides, "solver._target_=shared_jobs.GatedSolver"]))
     store = Store(folder / "mlruns")
-    barrier.wait(60)
     try:
+        barrier.wait(300)
         results = run(job, store, tags={})
     except Exception as error:
         answers.put(error)
