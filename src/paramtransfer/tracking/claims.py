@@ -160,6 +160,7 @@ def wait_for(store: "Store", run_id: str) -> bool:
             log.info(f"Waiting for {run.info.run_name}: another job trains it (run {run_id})")
             said = True
         time.sleep(_POLL_SECONDS)
+    run = store.client.get_run(run_id)  # it may have ended between the two looks
     if run.info.status == "FAILED":
         reason = run.data.tags.get("error", "no reason is known")
         raise SharedStageError(f"{run.info.run_name} failed in another job (run {run_id}): {reason}")
