@@ -1,12 +1,8 @@
 """What tests of whole jobs share: processes as a user starts them, their store read back, and jobs composed here."""
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ os.environ.setdefault(
 )  # read when torch is imported: threads of tests do not spin against each other
 
 import pytest
+from mlflow_server import MlflowServer
 
 REPO = Path(__file__).parents[1]
 TINY = [
@@ -122,6 +119,34 @@ def runs_of(client_of: Callable[..., Any]) -> Callable[..., dict[str, list[Any]]
     return runs_of
 
 
+@pytest.fixture(scope="session")
+def _lasting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def lasting_server(_lasting_server: MlflowServer) -> MlflowServer:
+    """A tracking server, one for all tests; those that kill it need not start it again."""
+    _lasting_server.start()
+    return _lasting_server
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The URI of an MLflow server that runs while a test does."""
+    (tmp_path / "server").mkdir()
+    server = MlflowServer(tmp_path / "server")
+    try:
+        server.start()
+        yield server.uri
+    finally:
+        server.kill()
+
+
 @pytest.fixture
 def compose_job() -> Callable[..., Any]:
     """The job that a command line describes, made in this process."""
@@ -136,41 +161,3 @@ def compose_job() -> Callable[..., Any]:
         return make_job(config)
 
     return compose_job
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """The URI of an MLflow server that runs while a test does."""
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-    folder = tmp_path / "server"
-    folder.mkdir()
-    options = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder)]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *options]
-    with (
-        (folder / "log.txt").open("w") as log,
-        subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True) as process,
-    ):
-        try:
-            deadline = time.monotonic() + 120
-            while not _is_healthy(uri):
-                assert process.poll() is None, (folder / "log.txt").read_text()
-                assert time.monotonic() < deadline, (folder / "log.txt").read_text()
-                time.sleep(0.2)
-            yield uri
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _is_healthy(uri: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{uri}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import free_port
+from mlflow_server import free_port
 
+from paramtransfer.tracking.error import StoreError
 from paramtransfer.tracking.fingerprint import code_hash
-from paramtransfer.tracking.store import Store, StoreError
+from paramtransfer.tracking.store import Store
 
 REPO = Path(__file__).parents[1]
 STAGES = {"upstream", "baseline", "downstream"}
@@ -103,7 +104,7 @@ def test_server_that_cannot_be_reached(tmp_path: Path, train: Fixture) -> None:
     process = train(tmp_path, timeout=30, MLFLOW_TRACKING_URI=f"http://user:secret@127.0.0.1:{port}")
     assert process.returncode == 1
     (sentence,) = process.stderr.strip().splitlines()
-    assert f"@127.0.0.1:{port}" in sentence
+    assert f"127.0.0.1:{port}" in sentence
     assert "secret" not in process.stdout + process.stderr
 
 

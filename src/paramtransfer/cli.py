@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from paramtransfer.config import check_root, register_resolvers
+from paramtransfer.tracking.error import StoreError, Undelivered
 
 if TYPE_CHECKING:
     from paramtransfer.stage import Stage
@@ -39,8 +40,11 @@ def main() -> None:
     """Run the job or the sweep that the command line describes."""
     register_resolvers()
     _end_gracefully()
-    with _closing_sweep():
-        _run()
+    try:
+        with _closing_sweep():
+            _run()
+    except StoreError as error:
+        _exit(error)
 
 
 def _end_gracefully() -> None:
@@ -59,7 +63,6 @@ def _end(word: str, *_: Any) -> None:
 def _run(config: DictConfig) -> None:
     from paramtransfer.checks import ConfigError
     from paramtransfer.tracking.claims import SharedStageError
-    from paramtransfer.tracking.store import StoreError
 
     _end_gracefully()  # a launcher may have started this job in a process of its own
     register_resolvers()
@@ -74,7 +77,12 @@ def _run(config: DictConfig) -> None:
     except (ConfigError, SharedStageError, StoreError) as error:
         if in_sweep:
             raise Refusal(str(error)) from None
-        sys.exit(str(error))
+        _exit(error)
+
+
+def _exit(error: Exception) -> NoReturn:
+    print(error, file=sys.stderr)
+    sys.exit(getattr(error, "exit_code", 1))
 
 
 def _print_plan(config: DictConfig) -> None:
@@ -91,8 +99,10 @@ def _run_alone(config: DictConfig) -> None:
     from paramtransfer.tracking.store import open_store
 
     job = make_job(config)
-    results = run(job, open_store(_FOLDER), tags={})
+    store = open_store(_FOLDER)
+    results = run(job, store, tags={})
     print_job(job, results, plan(job), seconds=time.monotonic() - _STARTED)
+    store.settle()
 
 
 def _run_in_sweep(config: DictConfig, sweep_id: str) -> None:
@@ -116,6 +126,10 @@ def _run_in_sweep(config: DictConfig, sweep_id: str) -> None:
     runs: dict[Stage, str] = {stage: result.run_id for stage, result in results.items()}
     record_job(store, sweep_id, JobRecord(num=num, overrides=overrides, runs=runs))
     print_job_line(num, overrides, results)
+    try:
+        store.settle()
+    except Undelivered as error:  # the job has finished; whoever closes the sweep tries again
+        print(error, file=sys.stderr)
 
 
 def _overrides(config: DictConfig, overrides: list[str]) -> dict[str, Any]:
@@ -206,8 +220,10 @@ def _close_sweep(sweep_id: str) -> None:
     store = open_store(_FOLDER)
     with store.closing() as opened:
         opened.append(sweep_id)
+        store.settle()
         if not SweepCallback.interrupted:
             wait_for_jobs(store, sweep_id)
+        store.deliver_left()
         records = bury_jobs(store, sweep_id)
         write_jobs(store, sweep_id, records)
         config = DictConfig(OmegaConf.create(read_config(store, sweep_id)))
@@ -215,5 +231,6 @@ def _close_sweep(sweep_id: str) -> None:
         store.write_files(sweep_id, print_table(data, records))
         store.write_files(sweep_id, draw_figure(data, instantiate("figure", config.figure)))
         end_sweep(store, sweep_id, records, interrupted=SweepCallback.interrupted)
+        store.settle()
         folder = store.client.get_run(sweep_id).info.artifact_uri.removeprefix("file://")
     print(f"Table and figure of sweep {sweep_id}: {folder}\nCompare the runs in the browser: make ui")

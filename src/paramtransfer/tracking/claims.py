@@ -129,6 +129,7 @@ def claim(store: "Store", opened: list[str], fingerprint: str, create: Callable[
         create: makes a new run in `opened`.
     """
     same = f"tags.fingerprint = '{fingerprint}'"
+    store.deliver_left()
     with store.signs.exclusive():
         runs = store.runs(same)
         running = [run for run in runs if run.info.status == "RUNNING"]

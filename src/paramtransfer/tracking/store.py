@@ -3,40 +3,33 @@
 import json
 import logging
 import os
+import re
 import signal
-import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
-
-# Read when MLflow is imported: nothing is sent anywhere but to the tracking store, and no bar for files of a few kB.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+from typing import Any, cast
+from uuid import uuid4
 
 import torch
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Param, Run, RunTag
 
-from paramtransfer.tracking import provenance
+from paramtransfer.tracking import connect, provenance
 from paramtransfer.tracking.claims import FileSigns, Heartbeats, SignsOfLife
+from paramtransfer.tracking.connect import PatientClient, patiently, public, reason_of, without_secrets
+from paramtransfer.tracking.error import StoreError, Undelivered
 from paramtransfer.tracking.logger import BufferedLogger
+from paramtransfer.tracking.outbox import Outbox
 
-_CONNECT_SECONDS = 10
 _RESULT = "result.pt"
 
 log = logging.getLogger(__name__)
-
-
-class StoreError(RuntimeError):
-    """The tracking store cannot be reached or written; the message is one sentence without any password."""
 
 
 @cache
@@ -49,34 +42,30 @@ class Store:
     """One MLflow experiment in one tracking store.
 
     Args:
-        folder: where the default store lies, if `MLFLOW_TRACKING_URI` names no other.
+        folder: where the default store lies, if `MLFLOW_TRACKING_URI` names no other, and where what the store does
+            not take is kept, under `undelivered/`.
+
+    Attributes:
+        client: MLflow's; its calls wait up to a minute where the store is away, and then raise a `StoreError`.
 
     Raises:
         StoreError: the store cannot be reached or written.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+        self.uri = connect.store_uri(folder)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "paramtransfer")
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        self.signs: SignsOfLife
+        self._raw_client, self.experiment_id = connect.connect(self.uri, name)
+        self.client = cast(MlflowClient, PatientClient(self._raw_client, self.uri))
+        self._undelivered = folder.absolute() / "undelivered"
+        self._outboxes: dict[str, Outbox] = {}
         self._unreadable: set[str] = set()
-        try:
-            if self.is_file:
-                path = Path(self.uri.removeprefix("sqlite:///"))
-                lock = FileLock(f"{path}.lock")
-                self.client, self.experiment_id = _open_sqlite(self.uri, path, lock, name)
-                self.signs = FileSigns(path.parent / "locks", lock)
-            else:
-                self.client, self.experiment_id = _in_time(lambda: _open(self.uri, name, artifacts=None))
-                self.signs = Heartbeats(self.client)
-        except (MlflowException, OSError, sqlite3.Error) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise StoreError(
-                f"MLFLOW_TRACKING_URI={_public(self.uri)}: the tracking store cannot be reached or written "
-                f"({_without_password(reason, self.uri)}); it must be a running MLflow server or a writable file"
-            ) from None
+        self.signs: SignsOfLife
+        if self.is_file:
+            path = Path(self.uri.removeprefix("sqlite:///"))
+            self.signs = FileSigns(path.parent / "locks", FileLock(f"{path}.lock"))
+        else:
+            self.signs = Heartbeats(self._raw_client)
 
     @property
     def is_file(self) -> bool:
@@ -86,7 +75,7 @@ class Store:
     @property
     def public_uri(self) -> str:
         """The URI without password and query."""
-        return _public(self.uri)
+        return public(self.uri)
 
     def runs(self, condition: str) -> list[Run]:
         """The runs that meet a condition in MLflow's search language, oldest first."""
@@ -100,10 +89,11 @@ class Store:
         """A finished run and its result; None, and a line that says why, if the result cannot be read."""
         try:
             return self.client.get_run(run_id), self._load(run_id)
+        except StoreError:
+            raise
         except Exception as error:  # whatever is wrong with the file, the answer is to train again
             self._unreadable.add(run_id)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning(f"the weights of run {run_id} cannot be read ({reason}): it is trained again")
+            log.warning(f"the weights of run {run_id} cannot be read ({reason_of(error)}): it is trained again")
             return None
 
     def state(self, run_id: str) -> dict[str, torch.Tensor]:
@@ -139,17 +129,36 @@ class Store:
         The id joins `opened` as soon as the run exists, so that `closing` finds it whatever happens then.
         """
         tags = {"mlflow.source.git.commit": provenance.git_commit(), "mlflow.source.type": "LOCAL", **tags}
-        with self.signs.exclusive(), _uninterrupted():
-            run_id: str = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id
-            opened.append(run_id)
-            self.signs.hold(run_id)
+        tags["creation"] = uuid4().hex
+        with self.signs.exclusive():
+            run_id = patiently(partial(self._create_run, opened, name, tags), uri=self.uri)
         self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
         provenance_files = {
             "git_commit.txt": provenance.git_commit() + "\n",
-            "git_diff.patch": provenance.git_diff(),
+            "git_diff.patch": without_secrets(provenance.git_diff()),
             "package_versions.txt": provenance.package_versions(),
         }
-        self.write_files(run_id, {**provenance_files, **files})
+        for file, content in {**provenance_files, **files}.items():
+            self._outbox(run_id).keep(file, partial(_write, content=content))
+        try:
+            patiently(self._outbox(run_id).deliver, uri=self.uri)
+        except Exception as error:
+            self._outbox(run_id).discard()
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(f"run {run_id}: its artifacts cannot be written ({reason_of(error)})") from None
+        return run_id
+
+    def _create_run(self, opened: list[str], name: str, tags: Mapping[str, str]) -> str:
+        """Once, though it is tried again: an answer that was lost has left a run with the same `creation`."""
+        with _uninterrupted():
+            found = self._raw_client.search_runs([self.experiment_id], f"tags.creation = '{tags['creation']}'")
+            run = found[0] if found else self._raw_client.create_run(self.experiment_id, tags=dict(tags), run_name=name)
+            run_id: str = run.info.run_id
+            if not re.fullmatch(r"[\w-]+", run_id):  # it becomes the name of a folder
+                raise StoreError(f"{public(self.uri)}: run id {run_id!r}: must be made of letters, digits, - and _")
+            opened.append(run_id)
+            self.signs.hold(run_id)
         return run_id
 
     def withdraw(self, opened: list[str], run_id: str) -> None:
@@ -161,18 +170,19 @@ class Store:
 
     def write_files(self, run_id: str, files: Mapping[str, str | bytes], folder: str | None = None) -> None:
         """Artifacts from their contents."""
-        with tempfile.TemporaryDirectory() as local:
-            for name, content in files.items():
-                path = Path(local) / name
-                path.write_bytes(content if isinstance(content, bytes) else content.encode())
-            self.client.log_artifacts(run_id, local, folder)
+        outbox = self._outbox(run_id)
+        for name, content in files.items():
+            outbox.keep(_join(folder, name), partial(_write, content=content))
+        outbox.try_to_deliver()
 
     def read_files(self, run_id: str, folder: str | None = None, suffix: str = "") -> dict[str, str]:
         """The text artifacts of one folder of a run with that suffix, by name."""
-        items = [item.path for item in self.client.list_artifacts(run_id, folder) if item.path.endswith(suffix)]
+        listed = [item.path for item in self.client.list_artifacts(run_id, folder) if not item.is_dir]
+        names = [Path(path).name for path in listed if path.endswith(suffix) and _is_in(folder, path)]
         with tempfile.TemporaryDirectory() as local:
             return {
-                Path(item).name: Path(self.client.download_artifacts(run_id, item, local)).read_text() for item in items
+                name: Path(self.client.download_artifacts(run_id, _join(folder, name), local)).read_text()
+                for name in names
             }
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -181,21 +191,72 @@ class Store:
 
     def logger(self, run_id: str) -> BufferedLogger:
         """A Lightning logger for one run."""
-        return BufferedLogger(self.client, run_id)
+        return BufferedLogger(self.client, self._outbox(run_id))
 
     def finish(
         self, run_id: str, *, metrics: Mapping[str, float], result: dict[str, Any], files: Mapping[str, str]
     ) -> None:
-        """Write what a stage ends with, then mark its run FINISHED."""
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(result, Path(folder) / _RESULT)
-            for name, content in files.items():
-                (Path(folder) / name).write_text(content)
-            self.client.log_artifacts(run_id, folder)
-        now = _now()
-        self.client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
-        self.client.set_terminated(run_id)
+        """Write what a stage ends with, then mark its run FINISHED; kept on disk where the store does not take it.
+
+        Raises:
+            StoreError: it cannot be kept on disk either.
+        """
+        outbox = self._outbox(run_id)
+        outbox.keep(_RESULT, partial(torch.save, result))
+        for name, content in files.items():
+            outbox.keep(name, partial(_write, content=content))
+        outbox.log(metrics, step=0)
+        self.end(run_id, "FINISHED")
+
+    def end(self, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
+        """Mark a run as ended, when all that was logged to it has arrived."""
+        outbox = self._outbox(run_id)
+        outbox.end(status, tags or {})
+        if outbox.try_to_deliver():
+            self.signs.drop(run_id)
+
+    def close(self, run_id: str, status: str, reason: str) -> None:
+        """End a run whose process has died."""
+        if self.client.get_run(run_id).info.status == "RUNNING":
+            self.tag(run_id, {"error": reason[:5000]})
+            self.client.set_terminated(run_id, status)
         self.signs.drop(run_id)
+
+    def settle(self) -> None:
+        """Wait up to a minute until all that this process and those gone before have logged is in the store.
+
+        Raises:
+            Undelivered: some of this process's is not.
+        """
+        self.deliver_left()
+        deadline = time.monotonic() + connect.PATIENCE_SECONDS
+        reasons = {}
+        for run_id, outbox in self._outboxes.items():
+            try:
+                patiently(outbox.deliver, uri=self.uri, deadline=deadline)
+                if outbox.has_ended:
+                    self.signs.drop(run_id)
+            except Exception as error:
+                reasons[run_id] = reason_of(error)
+                outbox.give_up(reasons[run_id])
+        if reasons:
+            raise Undelivered(
+                f"{public(self.uri)} does not take the results of {len(reasons)} runs ({next(iter(reasons.values()))}):"
+                f" they are kept in {self._undelivered}, and the same command, started again, delivers them"
+            )
+
+    def deliver_left(self) -> None:
+        """Deliver what processes that are gone have left."""
+        own = {outbox.folder for outbox in self._outboxes.values()}
+        for folder in sorted(set(self._undelivered.glob("*.*")) - own):
+            left = Outbox(self._raw_client, self.uri, folder.name.partition(".")[0], folder)
+            if left.load():
+                try:
+                    left.deliver()
+                except Exception as error:
+                    log.warning(f"{folder} cannot be delivered yet ({reason_of(error)})")
+                else:
+                    log.info(f"delivered what was left of run {left.run_id}")
 
     @contextmanager
     def closing(self) -> Iterator[list[str]]:
@@ -205,20 +266,34 @@ class Store:
             yield run_ids
         except BaseException as error:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            reason = without_secrets(f"{type(error).__name__}: {error}")
             with _uninterrupted():
                 for run_id in run_ids:
-                    self.close(run_id, status, f"{type(error).__name__}: {error}")
+                    if not self._outbox(run_id).has_ended:
+                        self.end(run_id, status, {"error": reason[:5000]})
+                    if not self._outbox(run_id).try_to_deliver():
+                        self._outbox(run_id).give_up(reason)
             raise
 
-    def close(self, run_id: str, status: str, reason: str) -> None:
-        """End a run that is still RUNNING."""
-        try:
-            if self.client.get_run(run_id).info.status == "RUNNING":
-                self.tag(run_id, {"error": reason[:5000]})
-                self.client.set_terminated(run_id, status)
-            self.signs.drop(run_id)
-        except MlflowException as error:  # must hide neither the reason nor the other runs
-            log.warning(f"run {run_id} cannot be closed: {str(error).splitlines()[0]}")
+    def _outbox(self, run_id: str) -> Outbox:
+        if run_id not in self._outboxes:
+            folder = self._undelivered / f"{run_id}.{uuid4().hex[:8]}"  # other processes may log to the run, too
+            self._outboxes[run_id] = Outbox(self._raw_client, self.uri, run_id, folder)
+        return self._outboxes[run_id]
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def _join(folder: str | None, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _is_in(folder: str | None, path: str) -> bool:
+    """Whether an artifact's path, which is the store's word, is a plain name in a folder."""
+    name = Path(path).name
+    return path == _join(folder, name) and name != ".."
 
 
 @contextmanager
@@ -237,76 +312,6 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
         if arrived:
             signal.raise_signal(arrived[0])
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _open(uri: str, experiment: str, artifacts: str | None) -> tuple[MlflowClient, str]:
-    client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is not None:
-        if found.lifecycle_stage != "active":
-            raise OSError(f"its experiment {experiment} is deleted: restore it or set MLFLOW_EXPERIMENT_NAME")
-        return client, found.experiment_id
-    try:
-        return client, client.create_experiment(experiment, artifact_location=artifacts)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return _open(uri, experiment, artifacts)  # another process was faster
-
-
-def _open_sqlite(uri: str, path: Path, lock: FileLock, experiment: str) -> tuple[MlflowClient, str]:
-    """SQLite's first use by several processes at once corrupts it, and so they take turns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with lock:
-        probe = sqlite3.connect(path, timeout=_CONNECT_SECONDS)
-        try:
-            probe.execute("BEGIN IMMEDIATE")
-        finally:
-            probe.close()
-        return _open(uri, experiment, artifacts=(path.parent / "artifacts").absolute().as_uri())
-
-
-def _in_time(connect: Callable[[], tuple[MlflowClient, str]]) -> tuple[MlflowClient, str]:
-    """One try: MLflow's own retries would go on for minutes."""
-    outcome: list[Any] = []
-
-    def attempt() -> None:
-        try:
-            outcome.append(connect())
-        except Exception as error:
-            outcome.append(error)
-
-    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_CONNECT_SECONDS)}
-    before = {name: os.environ.get(name) for name in limits}
-    os.environ.update(limits)
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(_CONNECT_SECONDS)
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
-    if not outcome:
-        raise OSError(f"no answer in {_CONNECT_SECONDS} s")
-    if isinstance(outcome[0], Exception):
-        raise OSError(str(outcome[0]) or type(outcome[0]).__name__)
-    client: tuple[MlflowClient, str] = outcome[0]
-    return client
-
-
-def _public(uri: str) -> str:
-    """The URI without password and query."""
-    return _without_password(uri.partition("?")[0], uri)
-
-
-def _without_password(text: str, uri: str) -> str:
-    password = urlsplit(uri).password
-    return text.replace(password, "***") if password else text
 
 
 def as_json(content: Any) -> str:

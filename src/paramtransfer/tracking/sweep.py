@@ -14,7 +14,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from paramtransfer.stage import Stage
-from paramtransfer.tracking.store import Store, StoreError, as_json
+from paramtransfer.tracking.error import StoreError
+from paramtransfer.tracking.store import Store, as_json
 
 _JOBS = "jobs"
 _HOST = "host"
@@ -175,5 +176,4 @@ def write_jobs(store: Store, sweep_id: str, records: list[JobRecord]) -> None:
 def end_sweep(store: Store, sweep_id: str, records: list[JobRecord], *, interrupted: bool) -> None:
     """Close the sweep's run: KILLED if interrupted, FAILED if a job failed or none ended."""
     complete = bool(records) and all(record.error is None for record in records)
-    store.client.set_terminated(sweep_id, "KILLED" if interrupted else "FINISHED" if complete else "FAILED")
-    store.signs.drop(sweep_id)
+    store.end(sweep_id, "KILLED" if interrupted else "FINISHED" if complete else "FAILED")

@@ -1,0 +1,216 @@
+"""How the tracking store is reached: an address without secrets, patience where it is away, errors of one sentence."""
+
+import logging
+import os
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from paramtransfer.tracking.error import StoreError
+
+PATIENCE_SECONDS = 60.0
+"""How long a call waits for a store that is away or locked."""
+_CONNECT_SECONDS = 10
+_SAY_AFTER_SECONDS = 5.0
+_AGAIN_SECONDS = 1.0
+# MLflow's own retries would hold a call for minutes; ours say that they wait.
+_HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+
+_T = TypeVar("_T")
+
+log = logging.getLogger(__name__)
+
+
+def store_uri(folder: Path) -> str:
+    """The address of the store. A password in it moves to where MLflow reads it and no message can show it."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https") and parts.username and parts.password:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+        uri = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        os.environ["MLFLOW_TRACKING_URI"] = uri
+    return uri
+
+
+def without_secrets(text: str) -> str:
+    """The text, with *** for every password and token that the environment holds for the store."""
+    parts = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    queried = [value for key, value in parse_qsl(parts.query) if "pass" in key.lower() or "token" in key.lower()]
+    named = [os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("PASSWORD", "TOKEN")]
+    for secret in filter(None, [parts.password or parts.username, *queried, *named]):
+        for spelling in (secret, unquote(secret), quote(secret, safe="")):
+            text = text.replace(spelling, "***")
+    return text
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line without secrets."""
+    if isinstance(error, StoreError):
+        return error.reason
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    refused = re.search(r"Max retries exceeded .*(\[Errno -?\d+\] [\w ]+)", line)  # the rest is a library's layers
+    return without_secrets(refused[1] if refused else line)
+
+
+def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
+    """A client and the experiment's id, which is made where there is none.
+
+    Raises:
+        StoreError: the store cannot be reached or written.
+    """
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of each error, raised as well
+    for name, value in _HTTP_LIMITS.items():
+        os.environ.setdefault(name, value)
+    try:
+        if uri.startswith("sqlite:///"):
+            return _open_sqlite(uri, experiment)
+        return _in_time(partial(_open, uri, experiment, artifacts=None))
+    except (MlflowException, OSError, sqlite3.Error) as error:
+        raise _broken(uri, error) from None
+
+
+def patiently(call: Callable[[], _T], *, uri: str, deadline: float | None = None) -> _T:
+    """What a call to the store returns; where the store is away or locked, it is called again for a minute.
+
+    Args:
+        call: may be repeated.
+        uri: the store, for messages.
+        deadline: on the monotonic clock, if not in a minute.
+
+    Raises:
+        StoreError: the store stays away or is broken. What it refuses is raised as it is.
+    """
+    deadline = deadline or time.monotonic() + PATIENCE_SECONDS
+    with _saying(uri):
+        while True:
+            try:
+                return call()
+            except (MlflowException, sqlite3.OperationalError) as error:
+                if not _is_fault(error):
+                    raise
+                if not _may_pass(error) or time.monotonic() > deadline:
+                    raise _broken(uri, error) from None
+            time.sleep(_AGAIN_SECONDS)
+
+
+class PatientClient:
+    """An MLflow client all of whose calls are made `patiently`; none of those used may depend on being made once."""
+
+    def __init__(self, client: MlflowClient, uri: str) -> None:
+        self._client = client
+        self._uri = uri
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        return lambda *args, **kwargs: patiently(partial(method, *args, **kwargs), uri=self._uri)
+
+
+def _is_fault(error: Exception) -> bool:
+    """Whether the store, not what it was asked for, is the reason of an error."""
+    if not isinstance(error, MlflowException):
+        return True
+    status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    return status >= 500 or status == 429
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether waiting may help: a full disk or a read-only file is told at once."""
+    text = str(error)
+    return "is locked" in text if isinstance(error, sqlite3.Error) or "(sqlite3." in text else True
+
+
+def _broken(uri: str, error: Exception) -> StoreError:
+    reason = reason_of(error)
+    return StoreError(
+        f"MLFLOW_TRACKING_URI={public(uri)}: the tracking store cannot be reached or written "
+        f"({reason}); it must be a running MLflow server or a writable file",
+        reason,
+    )
+
+
+def public(uri: str) -> str:
+    """The URI without password and query."""
+    return without_secrets(uri.partition("?")[0])
+
+
+@contextmanager
+def _saying(uri: str) -> Iterator[None]:
+    """Say what the block waits for, if it takes some seconds."""
+    why = "locked by another process" if uri.startswith("sqlite:") else "which does not answer"
+    timer = threading.Timer(_SAY_AFTER_SECONDS, log.warning, [f"waiting for {public(uri)}, {why}"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _open(uri: str, experiment: str, artifacts: str | None) -> tuple[MlflowClient, str]:
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is not None:
+        if found.lifecycle_stage != "active":
+            raise OSError(f"its experiment {experiment} is deleted: restore it or set MLFLOW_EXPERIMENT_NAME")
+        return client, found.experiment_id
+    try:
+        return client, client.create_experiment(experiment, artifact_location=artifacts)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return _open(uri, experiment, artifacts)  # another process was faster
+
+
+def _open_sqlite(uri: str, experiment: str) -> tuple[MlflowClient, str]:
+    """SQLite's first use by several processes at once corrupts it, and so they take turns."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock")
+    with _saying(uri):
+        lock.acquire()
+    try:
+        patiently(partial(_probe, path), uri=uri)
+        return _open(uri, experiment, artifacts=(path.parent / "artifacts").absolute().as_uri())
+    finally:
+        lock.release()
+
+
+def _probe(path: Path) -> None:
+    """Fails where the file cannot be written."""
+    with closing(sqlite3.connect(path, timeout=_AGAIN_SECONDS)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+
+
+def _in_time(connect: Callable[[], tuple[MlflowClient, str]]) -> tuple[MlflowClient, str]:
+    """One try: a wrong address is found at once, whatever retries the user allows."""
+    outcome: list[Any] = []
+
+    def attempt() -> None:
+        try:
+            outcome.append(connect())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(_CONNECT_SECONDS)
+    if not outcome:
+        raise OSError(f"no answer in {_CONNECT_SECONDS} s")
+    if isinstance(outcome[0], Exception):
+        raise OSError(str(outcome[0]) or type(outcome[0]).__name__)
+    client: tuple[MlflowClient, str] = outcome[0]
+    return client

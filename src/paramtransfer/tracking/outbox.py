@@ -1,0 +1,248 @@
+"""What runs still have to deliver: a run's metrics, files and end, kept until the tracking store has taken them."""
+
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Metric, RunTag
+
+from paramtransfer.tracking.connect import public, reason_of
+from paramtransfer.tracking.error import StoreError
+
+_FLUSH_SECONDS = 2.0
+_LONGEST_WAIT_SECONDS = 30.0
+_BATCH = 900  # MLflow takes at most 1,000 in one call
+_ERROR = "error"
+_LOCK, _STORE, _POINTS, _END = "lock", "store", "points.jsonl", "end.json"
+
+log = logging.getLogger(__name__)
+
+
+class Outbox:
+    """One run's way to the store.
+
+    Metrics are sent by a thread, so that nobody waits for the store. They are kept in memory, and on disk, too, from
+    the first time that the store does not answer. Files and the run's end are on disk before they are sent. So what a
+    killed process leaves in the folder can be delivered by a later one (`deliver_left`), and as long as the folder is
+    there, something is undelivered. A point keeps the time that it was logged at: it is the same point however often
+    it is sent.
+
+    Args:
+        client: MLflow's own, without patience.
+        uri: the store.
+        run_id: the run.
+        folder: where what is undelivered is kept; its name begins with the run's id.
+    """
+
+    def __init__(self, client: MlflowClient, uri: str, run_id: str, folder: Path) -> None:
+        self.run_id = run_id
+        self.folder = folder
+        self._client = client
+        self._uri = uri
+        self._points: list[Metric] = []
+        self._num_on_disk = 0
+        self._num_doubtful = 0
+        """How many of the first points may have arrived, though nothing said so."""
+        self._end: dict[str, Any] = {}
+        self._lock: FileLock | None = None
+        self._sending = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_away = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has been given its end, delivered or not."""
+        return bool(self._end)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Metrics at one step; never waits."""
+        now = now_ms()
+        self._points += [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        if len(self._points) >= _BATCH and not self._is_away:
+            self._wake.set()
+        self._start_sending()
+
+    def keep(self, name: str, write: Callable[[Path], object]) -> None:
+        """A file among the run's artifacts, written by `write`: all of it or nothing.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with self._sending:
+            self._write(f"artifacts/{name}", write)
+
+    def end(self, status: str, tags: Mapping[str, str]) -> None:
+        """How the run ends, and tags that say why."""
+        with self._sending:
+            self._end = {"status": status, "time": now_ms(), "tags": dict(tags)}
+            with suppress(OSError, StoreError):  # the store may still take it
+                self._keep_points()  # first: an end without them would be taken for all there is
+                self._write(_END, lambda path: path.write_text(json.dumps(self._end)))
+
+    def deliver(self) -> None:
+        """Hand everything over, the run's end last.
+
+        Raises:
+            Exception: whatever the store or the artifacts' place has against it; all is kept.
+        """
+        with self._sending:
+            try:
+                artifacts = self.folder / "artifacts"
+                if artifacts.is_dir():
+                    self._client.log_artifacts(self.run_id, str(artifacts))
+                self._send_points()
+                if self._end:
+                    self._write_end(**self._end)
+            except Exception:
+                with suppress(OSError):  # then they are in memory alone, and the next try writes them again
+                    self._keep_points()
+                raise
+            self._close_folder()
+        if self._is_away:
+            self._is_away = False
+            log.warning(f"{public(self._uri)} answers again: all of run {self.run_id} is delivered")
+
+    def try_to_deliver(self) -> bool:
+        """Whether everything is handed over; what is not will be tried again."""
+        try:
+            self.deliver()
+        except Exception as error:  # whatever it is, nothing is lost
+            if not self._is_away:
+                self._is_away = True
+                log.warning(f"{public(self._uri)} does not take what run {self.run_id} logs: {reason_of(error)}")
+            self._start_sending()
+            return False
+        return True
+
+    def give_up(self, reason: str) -> None:
+        """For now: where only the files stand in the way, the run at least does not stay RUNNING."""
+        if self._end:
+            status = "FAILED" if self._end["status"] == "FINISHED" else self._end["status"]
+            with suppress(Exception):  # the store is away: it will be told when the rest is delivered
+                self._write_end(status, self._end["time"], {_ERROR: f"not delivered: {reason}", **self._end["tags"]})
+
+    def discard(self) -> None:
+        """Forget the files that are not delivered."""
+        with self._sending:
+            self._close_folder()
+
+    def _write_end(self, status: str, time: int, tags: Mapping[str, str]) -> None:
+        if status == "FINISHED" and _ERROR in self._client.get_run(self.run_id).data.tags:
+            self._client.delete_tag(self.run_id, _ERROR)
+        self._client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in tags.items()], synchronous=True)
+        self._client.set_terminated(self.run_id, status, time)
+
+    def _send_points(self) -> None:
+        arrived: set[tuple[str, int, int]] | None = None
+        while self._points:
+            batch = self._points[:_BATCH]
+            if self._num_doubtful and arrived is None:
+                arrived = self._arrived()
+            fresh = [point for point in batch if _identity(point) not in (arrived or ())]
+            try:
+                if fresh:
+                    self._client.log_batch(self.run_id, metrics=fresh, synchronous=True)
+            except Exception:
+                self._num_doubtful = max(self._num_doubtful, len(batch))
+                raise
+            del self._points[: len(batch)]
+            self._num_doubtful = max(0, self._num_doubtful - len(batch))
+            self._num_on_disk = max(0, self._num_on_disk - len(batch))
+
+    def _arrived(self) -> set[tuple[str, int, int]]:
+        """What the run has of the keys in doubt. (MLflow's SQL stores take the same point once, others need not.)"""
+        keys = {point.key for point in self._points[: self._num_doubtful]}
+        return {_identity(point) for key in keys for point in self._client.get_metric_history(self.run_id, key)}
+
+    def _keep_points(self) -> None:
+        points = self._points[self._num_on_disk :]
+        if points:
+            lines = [json.dumps([point.key, point.value, point.timestamp, point.step]) for point in points]
+            self._open_folder()
+            with (self.folder / _POINTS).open("a") as file:
+                file.write("".join(f"\n{line}" for line in lines))  # the line before may be cut short
+            self._num_on_disk += len(points)
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        path, new = self.folder / name, self.folder / "new"
+        try:
+            self._open_folder()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(new)
+            os.replace(new, path)
+        except (OSError, RuntimeError) as error:  # torch.save has RuntimeErrors for a full disk
+            new.unlink(missing_ok=True)
+            if {path.name for path in self.folder.rglob("*") if path.is_file()} <= {_LOCK, _STORE}:
+                self._close_folder()
+            raise StoreError(f"{self.folder}: cannot be written ({reason_of(error)})") from None
+
+    def _open_folder(self) -> None:
+        if self._lock is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            (self.folder / _STORE).write_text(public(self._uri))
+
+    def _take_lock(self) -> None:
+        """The lock says that a process is alive and will deliver."""
+        self._lock = FileLock(self.folder / _LOCK, thread_local=False)
+        self._lock.acquire(timeout=0)
+
+    def _close_folder(self) -> None:
+        if self._lock is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._lock.release()
+            self._lock = None
+            self._num_on_disk = 0
+
+    def _start_sending(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._send, name=f"outbox {self.run_id}", daemon=True)
+            self._thread.start()
+
+    def _send(self) -> None:
+        wait = _FLUSH_SECONDS
+        while not self._end or self._is_away:
+            self._wake.wait(wait)
+            self._wake.clear()
+            wait = _FLUSH_SECONDS if self.try_to_deliver() else min(2 * wait, _LONGEST_WAIT_SECONDS)
+
+    def load(self) -> bool:
+        """Take over what a process has left in the folder; False if it lives, or what it left is another store's."""
+        try:
+            self._take_lock()
+            if (self.folder / _STORE).read_text() != public(self._uri):
+                return False
+            if (self.folder / _POINTS).exists():
+                self._points = list(_read_points((self.folder / _POINTS).read_text()))
+                self._num_on_disk = self._num_doubtful = len(self._points)
+            if (self.folder / _END).exists():
+                self._end = json.loads((self.folder / _END).read_text())
+        except OSError:
+            return False
+        return True
+
+
+def _identity(point: Metric) -> tuple[str, int, int]:
+    """Without the value: stores change infinities."""
+    return point.key, point.timestamp, point.step
+
+
+def _read_points(lines: str) -> Iterator[Metric]:
+    for line in filter(None, lines.splitlines()):
+        with suppress(ValueError):  # cut short when the process was killed
+            yield Metric(*json.loads(line))
+
+
+def now_ms() -> int:
+    """The time as MLflow counts it."""
+    return time.time_ns() // 1_000_000
