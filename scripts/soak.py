@@ -10,12 +10,14 @@ import argparse
 import json
 import multiprocessing
 import os
+import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ TINY = [
 ]
 NUM_STARTS = 40
 NUM_SLURM_JOBS = 100
+NUM_RESTARTS = 5
 
 
 def starts(folder: Path) -> str:
@@ -71,15 +74,50 @@ def slurm(folder: Path) -> str:
     return f"{NUM_SLURM_JOBS} SLURM jobs, one upstream, one baseline, {NUM_SLURM_JOBS} rows"
 
 
-PARTS: dict[str, Callable[[Path], str]] = {"starts": starts, "slurm": slurm}
+def restarts(folder: Path) -> str:
+    """A tracking server is killed 5 times in one run, each for 5 to 20 seconds: every point arrives once, in order."""
+    sys.path.insert(0, str(REPO / "tests"))
+    from mlflow_server import MlflowServer
+
+    server = MlflowServer(folder)
+    num_points = 10**7  # the job is told to end
+    endless = [f"task.upstream.steps={20 * num_points}", f"task.curve_points={num_points}"]
+    server.start()
+    process = _start(folder, more=endless, MLFLOW_TRACKING_URI=server.uri)
+    try:
+        while not server.rows("SELECT 1 FROM metrics LIMIT 1"):
+            _expect(process.poll(), None)
+            time.sleep(0.5)
+        for _ in range(NUM_RESTARTS):
+            time.sleep(random.uniform(1, 10))
+            server.kill()
+            time.sleep(random.uniform(5, 20))
+            server.start()
+        time.sleep(5)
+        process.send_signal(signal.SIGTERM)
+        _expect(process.wait(120), 1)
+        steps = server.rows(
+            "SELECT step FROM metrics JOIN tags USING (run_uuid) WHERE metrics.key = 'train/loss' AND"
+            " tags.key = 'stage' AND tags.value = 'upstream' ORDER BY metrics.rowid"
+        )
+        _expect(steps, [(20 * point,) for point in range(1, len(steps) + 1)])
+        _expect(server.rows("SELECT DISTINCT status FROM runs"), [("KILLED",)])
+        _expect(list(folder.glob("mlruns/undelivered/*")), [])
+    finally:
+        process.kill()
+        server.kill()
+    return f"{NUM_RESTARTS} restarts of the tracking server in one run, {len(steps)} points, each once and in order"
 
 
-def _start(folder: Path, *arguments: str, **variables: str) -> "subprocess.Popen[bytes]":
+PARTS: dict[str, Callable[[Path], str]] = {"starts": starts, "slurm": slurm, "restarts": restarts}
+
+
+def _start(folder: Path, *arguments: str, more: Sequence[str] = (), **variables: str) -> "subprocess.Popen[bytes]":
     """`python train.py` in a folder with the smallest settings and one thread; its output goes to files there."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     with tempfile.NamedTemporaryFile(dir=folder, prefix="output-", suffix=".txt", delete=False) as output:
         return subprocess.Popen(
-            [sys.executable, str(REPO / "train.py"), *arguments, *TINY],
+            [sys.executable, str(REPO / "train.py"), *arguments, *TINY, *more],
             cwd=folder,
             env={**environment, "OMP_NUM_THREADS": "1", **variables},
             stdout=output,

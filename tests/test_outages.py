@@ -1,0 +1,312 @@
+"""The store goes away, is locked, full or read-only while a job runs: nothing is lost, sent twice or half-written."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+from mlflow_server import MlflowServer, proxy
+
+from paramtransfer.tracking.error import StoreError, Undelivered
+from paramtransfer.tracking.store import Store
+
+STAGES = {"upstream", "baseline", "downstream"}
+RESULT = {"state": torch.arange(3)}
+
+Fixture = Callable[..., Any]
+
+
+@pytest.fixture
+def open_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Store]:
+    """Opens a store as a process would that is started in the test's folder."""
+
+    def open_store(uri: str | None = None, folder: Path = tmp_path / "mlruns") -> Store:
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+            monkeypatch.delenv(name, raising=False)
+        if uri is not None:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        return Store(folder)
+
+    return open_store
+
+
+def _create(store: Store, opened: list[str], fingerprint: str = "f") -> str:
+    return store.create(
+        opened, name="stage", tags={"stage": "upstream", "fingerprint": fingerprint}, params={}, files={}
+    )
+
+
+def _undelivered(folder: Path) -> list[Path]:
+    return sorted((folder / "mlruns" / "undelivered").glob("*.*"))
+
+
+def _status(store: Store, run_id: str) -> str:
+    return str(store.client.get_run(run_id).info.status)
+
+
+def _wait_until(condition: Callable[[], Any], process: "subprocess.Popen[str] | None" = None) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _losing(path: str, to_lose: list[bool], heard: list[Any]) -> Callable[[str, bytes, bytes], bytes | None]:
+    """Loses one answer to a request for that path for each item of the list; all that the server heard is kept."""
+
+    def answer(requested: str, body: bytes, content: bytes) -> bytes | None:
+        if path in requested:
+            heard.append(json.loads(body))
+            if to_lose:
+                to_lose.pop()
+                return None
+        return content
+
+    return answer
+
+
+# A server that is killed.
+
+
+def test_metrics_of_a_restarted_server_arrive_once_and_in_order(
+    lasting_server: MlflowServer, tmp_path: Path, open_store: Fixture
+) -> None:
+    """Answers are lost, then the server is killed and comes back: logging never waits, no point is missing or twice."""
+    to_lose: list[bool] = []
+    heard: list[Any] = []
+    with proxy(lasting_server, _losing("/runs/log-batch", to_lose, heard)) as uri:
+        store = open_store(uri)
+        with store.closing() as opened:
+            run_id = _create(store, opened)
+            logger = store.logger(run_id)
+            longest = 0.0
+            steps = 0
+
+            def train_until(condition: Callable[[], Any]) -> None:
+                nonlocal steps, longest
+                while not condition():
+                    started = time.monotonic()
+                    logger.log_metrics({"loss": 1 / (1 + steps), "other": float("nan")}, steps)
+                    longest = max(longest, time.monotonic() - started)
+                    steps += 1
+                    time.sleep(0.002)
+
+            to_lose += [True, True]
+            train_until(lambda: not to_lose)
+            lasting_server.kill()
+            train_until(lambda: any((folder / "points.jsonl").exists() for folder in _undelivered(tmp_path)))
+            restart = threading.Thread(target=lasting_server.start)
+            restart.start()
+            train_until(lambda: not restart.is_alive())
+            store.finish(run_id, metrics={"test/acc": 0.5}, result=RESULT, files={"transfer.json": "{}"})
+            store.settle()
+        assert longest < 0.5
+        points = [(point["key"], point["step"]) for batch in heard for point in batch.get("metrics", ())]
+        assert len(points) == len(set(points)) == 2 * steps + 1  # no point was sent again that had arrived
+        for key in ("loss", "other"):
+            query = f"SELECT step FROM metrics WHERE run_uuid = '{run_id}' AND key = '{key}' ORDER BY rowid"
+            assert [step for (step,) in lasting_server.rows(query)] == list(range(steps))
+        found = store.load(run_id)
+        assert found is not None
+        assert found[0].info.status == "FINISHED"
+        assert torch.equal(found[1]["state"], RESULT["state"])
+        assert _undelivered(tmp_path) == []
+
+
+def test_lost_answer_to_a_creation_makes_no_second_run(lasting_server: MlflowServer, open_store: Fixture) -> None:
+    """A run that exists though nothing said so is the one that goes on."""
+    with proxy(lasting_server, _losing("/runs/create", [True], [])) as uri:
+        store = open_store(uri)
+        with store.closing() as opened:
+            run_id = _create(store, opened, "created once")
+            store.end(run_id, "FINISHED")
+        query = "SELECT run_uuid FROM tags WHERE key = 'fingerprint' AND value = 'created once'"
+        assert lasting_server.rows(query) == [(run_id,)]
+
+
+KILLED_IN_AN_OUTAGE = """
+import os, signal, sys
+from pathlib import Path
+from mlflow import MlflowClient
+from paramtransfer.tracking.outbox import Outbox
+
+uri, run_id, folder = sys.argv[1:]
+outbox = Outbox(MlflowClient(uri), uri, run_id, Path(folder))
+for step in range(2000):
+    outbox.log({"loss": step}, step)
+    if step == 999:
+        assert outbox.try_to_deliver()
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+outbox._client = MlflowClient("http://127.0.0.1:9")
+assert not outbox.try_to_deliver()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_job_killed_in_an_outage_leaves_its_metrics(
+    lasting_server: MlflowServer, tmp_path: Path, open_store: Fixture
+) -> None:
+    """What a killed process could not send, a line cut short included, is delivered by the next one, once."""
+    store = open_store(lasting_server.uri)
+    with store.closing() as opened:
+        run_id = _create(store, opened)
+        folder = tmp_path / "mlruns" / "undelivered" / f"{run_id}.1"
+        command = [sys.executable, "-c", KILLED_IN_AN_OUTAGE, lasting_server.uri, run_id, str(folder)]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        with (folder / "points.jsonl").open("a") as file:
+            file.write('\n["loss", 2')
+        store.deliver_left()
+        store.end(run_id, "FINISHED")
+    query = f"SELECT step FROM metrics WHERE run_uuid = '{run_id}' AND key = 'loss' ORDER BY rowid"
+    assert [step for (step,) in lasting_server.rows(query)] == list(range(2000))
+    assert _undelivered(tmp_path) == []
+
+
+IMPATIENT = "from paramtransfer.tracking import connect; connect.PATIENCE_SECONDS = 1; "
+
+
+def test_server_that_stays_away(lasting_server: MlflowServer, tmp_path: Path, runs_of: Fixture) -> None:
+    """The job finishes, says where its results are, and the same command delivers them before it looks for runs."""
+    experiment = "away"
+    more = ("task.upstream.steps=6000", "task.curve_points=1000", "task.num_test=20000", "replicates=4")
+    command = [sys.executable, "-c", IMPATIENT + "from paramtransfer.cli import main; main()", *TINY, *more]
+    environment = {**os.environ, "COLUMNS": "250", "MLFLOW_TRACKING_URI": lasting_server.uri}
+    environment["MLFLOW_EXPERIMENT_NAME"] = experiment
+
+    def start() -> "subprocess.Popen[str]":
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    with start() as process:
+        query = "SELECT 1 FROM metrics JOIN runs USING (run_uuid) JOIN experiments USING (experiment_id)"
+        _wait_until(lambda: lasting_server.rows(f"{query} WHERE experiments.name = '{experiment}' LIMIT 1"), process)
+        lasting_server.kill()
+        stdout, stderr = process.communicate(timeout=90)
+    assert process.returncode == os.EX_TEMPFAIL, (stdout, stderr)
+    assert "gain (paired)" in stdout
+    assert "Traceback" not in stdout + stderr
+    sentence = stderr.strip().splitlines()[-1]
+    assert f"kept in {tmp_path / 'mlruns' / 'undelivered'}" in sentence
+    assert "the same command" in sentence
+    assert len(list(tmp_path.glob("mlruns/undelivered/*/artifacts/result.pt"))) == 3
+
+    lasting_server.start()
+    assert {run.info.status for (run,) in runs_of(lasting_server.uri, experiment).values()} == {"RUNNING"}
+    with start() as process:
+        stdout, stderr = process.communicate(timeout=90)
+    assert process.returncode == 0, stderr
+    assert stdout.count("reused") == 3
+    assert _undelivered(tmp_path) == []
+    runs = runs_of(lasting_server.uri, experiment)
+    assert {stage: [run.info.status for run in runs[stage]] for stage in runs} == {s: ["FINISHED"] for s in STAGES}
+    query = f"SELECT step FROM metrics WHERE run_uuid = '{runs['upstream'][0].info.run_id}' AND key = 'train/loss'"
+    assert [step for (step,) in lasting_server.rows(f"{query} ORDER BY rowid")] == list(range(6, 6001, 6))
+
+
+# A store that is locked, full or read-only.
+
+LOCK = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_store_locked_by_another_process(tmp_path: Path, open_store: Fixture, caplog: pytest.LogCaptureFixture) -> None:
+    """For 30 s: a job that starts waits and says for what; one that trains goes on, and its results arrive."""
+    store = open_store()
+    with store.closing() as opened:
+        run_id = _create(store, opened)
+        command = [sys.executable, "-c", LOCK, str(tmp_path / "mlruns" / "mlflow.db"), "30"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "locked\n"
+            started = time.monotonic()
+            opening = threading.Thread(target=open_store)
+            opening.start()
+            logger = store.logger(run_id)
+            for step in range(1000):
+                logger.log_metrics({"loss": 0.0}, step)
+            assert time.monotonic() - started < 5
+            store.finish(run_id, metrics={}, result=RESULT, files={})
+            store.settle()
+            opening.join(60)
+        assert time.monotonic() - started > 29
+    assert not opening.is_alive()
+    (message,) = {record.message for record in caplog.records if "waiting" in record.message}
+    assert message == f"waiting for {store.uri}, locked by another process"
+    assert _status(store, run_id) == "FINISHED"
+    history = store.client.get_metric_history(run_id, "loss")
+    assert [point.step for point in history] == list(range(1000))
+
+
+def test_full_disk(tmp_path: Path, open_store: Fixture) -> None:
+    """One sentence, nothing half-written; the run is closed as soon as the store can be written again."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk]).returncode:
+        pytest.skip("a full disk needs a small tmpfs, which only root can mount here")
+    try:
+        store = open_store(folder=disk)
+        failure = None
+        try:
+            with store.closing() as opened:
+                run_id = _create(store, opened)
+                (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - 8192))
+                store.finish(run_id, metrics={}, result={"state": torch.zeros(10**5)}, files={})
+        except StoreError as error:
+            failure = str(error)
+        assert re.fullmatch(rf"{disk}/undelivered/{run_id}\.\w+: cannot be written \(.+\)", str(failure))
+        assert not list(disk.rglob("result.pt"))
+        (disk / "filler").unlink()
+        store.settle()
+        assert _status(store, run_id) == "FAILED"
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_artifacts_that_cannot_be_written(tmp_path: Path, open_store: Fixture) -> None:
+    """At the start the job is refused; later its results are kept, and delivered when there is a place again."""
+    store = open_store()
+    artifacts = tmp_path / "mlruns" / "artifacts"
+    artifacts.touch()  # no folder can be made here, not even by root
+    with (
+        pytest.raises(StoreError, match=r"^run \w+: its artifacts cannot be written \(.*\)$"),
+        store.closing() as opened,
+    ):
+        _create(store, opened)
+    assert [_status(store, run_id) for run_id in opened] == ["FAILED"]
+    assert _undelivered(tmp_path) == []
+
+    artifacts.unlink()
+    with store.closing() as opened:
+        run_id = _create(store, opened)
+        artifacts.rename(tmp_path / "away")
+        artifacts.touch()
+        store.finish(run_id, metrics={"test/acc": 0.5}, result=RESULT, files={})
+    with pytest.raises(Undelivered, match=str(tmp_path / "mlruns" / "undelivered")):
+        store.settle()
+    assert _status(store, run_id) == "FAILED"
+    assert "not delivered" in store.client.get_run(run_id).data.tags["error"]
+
+    artifacts.unlink()
+    (tmp_path / "away").rename(artifacts)
+    store.settle()
+    run, result = store.load(run_id) or pytest.fail("not found")
+    assert run.info.status == "FINISHED"
+    assert "error" not in run.data.tags
+    assert torch.equal(result["state"], RESULT["state"])
