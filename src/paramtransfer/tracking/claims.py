@@ -136,7 +136,8 @@ def claim(store: "Store", opened: list[str], fingerprint: str, create: Callable[
         for run in (*filter(store.is_usable, runs), *filter(store.signs.is_alive, running)):
             return str(run.info.run_id)
         for run in running:
-            store.close(run.info.run_id, "KILLED", "its process died")
+            if not store.close(run.info.run_id, "KILLED", "its process died"):  # it has ended since we looked
+                return claim(store, opened, fingerprint, create)
         for run in runs:
             if run.info.status != "FINISHED":
                 status = "KILLED" if run in running else run.info.status

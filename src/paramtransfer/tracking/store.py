@@ -215,12 +215,14 @@ class Store:
         if outbox.try_to_deliver():
             self.signs.drop(run_id)
 
-    def close(self, run_id: str, status: str, reason: str) -> None:
-        """End a run whose process has died."""
-        if self.client.get_run(run_id).info.status == "RUNNING":
+    def close(self, run_id: str, status: str, reason: str) -> bool:
+        """End a run whose process has died; False if it had ended before that."""
+        is_open = bool(self.client.get_run(run_id).info.status == "RUNNING")
+        if is_open:
             self.tag(run_id, {"error": reason[:5000]})
             self.client.set_terminated(run_id, status)
         self.signs.drop(run_id)
+        return is_open
 
     def settle(self) -> None:
         """Wait up to a minute until all that this process and those gone before have logged is in the store.
