@@ -59,9 +59,11 @@ def reason_of(error: BaseException) -> str:
     """An error in one line without secrets."""
     if isinstance(error, StoreError):
         return error.reason
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    refused = re.search(r"Max retries exceeded .*(\[Errno -?\d+\] [\w ]+)", line)  # the rest is a library's layers
-    return without_secrets(refused[1] if refused else line)
+    text = str(error).strip()
+    # What the layers of libraries have wrapped.
+    inner = re.search(r"Max retries exceeded .*?(\[Errno -?\d+\] [\w ]+|\w+Error\(\d+, '[\w ]+'\))", text)
+    inner = inner or re.search(r"(\(sqlite3\.\w+\) .+)", text)
+    return without_secrets(inner[1] if inner else (text.splitlines() or [type(error).__name__])[0])
 
 
 def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
@@ -73,6 +75,7 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of each error, raised as well
+    logging.raiseExceptions = False  # a log file on a full disk is no reason for tracebacks
     for name, value in _HTTP_LIMITS.items():
         os.environ.setdefault(name, value)
     try:

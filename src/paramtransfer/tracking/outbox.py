@@ -53,6 +53,8 @@ class Outbox:
         self._num_doubtful = 0
         """How many of the first points may have arrived, though nothing said so."""
         self._end: dict[str, Any] = {}
+        self._is_ended = False
+        """Whether the store knows the end."""
         self._lock: FileLock | None = None
         self._sending = threading.Lock()
         self._wake = threading.Event()
@@ -85,6 +87,7 @@ class Outbox:
         """How the run ends, and tags that say why."""
         with self._sending:
             self._end = {"status": status, "time": now_ms(), "tags": dict(tags)}
+            self._is_ended = False
             with suppress(OSError, StoreError):  # the store may still take it
                 self._keep_points()  # first: an end without them would be taken for all there is
                 self._write(_END, lambda path: path.write_text(json.dumps(self._end)))
@@ -101,8 +104,9 @@ class Outbox:
                 if artifacts.is_dir():
                     self._client.log_artifacts(self.run_id, str(artifacts))
                 self._send_points()
-                if self._end:
+                if self._end and not self._is_ended:
                     self._write_end(**self._end)
+                    self._is_ended = True
             except Exception:
                 with suppress(OSError):  # then they are in memory alone, and the next try writes them again
                     self._keep_points()
@@ -190,7 +194,11 @@ class Outbox:
         if self._lock is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            (self.folder / _STORE).write_text(public(self._uri))
+            try:
+                (self.folder / _STORE).write_text(public(self._uri))
+            except OSError:
+                self._close_folder()
+                raise
 
     def _take_lock(self) -> None:
         """The lock says that a process is alive and will deliver."""
