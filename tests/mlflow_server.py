@@ -93,13 +93,14 @@ def proxy(
         protocol_version = "HTTP/1.1"
 
         def _relay(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = self._body()
             if authorization is not None and self.headers.get("Authorization") != authorization:
                 self._answer(401, "text/plain", b"who are you?")
                 return
             upstream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
             try:
-                upstream.request(self.command, self.path, body, dict(self.headers))
+                headers = {name: value for name, value in self.headers.items() if name != "Transfer-Encoding"}
+                upstream.request(self.command, self.path, body, {**headers, "Content-Length": str(len(body))})
                 answer = upstream.getresponse()
                 content = answer_to(self.path, body, answer.read())
             except OSError:
@@ -110,6 +111,16 @@ def proxy(
                 self.close_connection = True
             else:
                 self._answer(answer.status, answer.headers["Content-Type"], content)
+
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = b""  # so an empty file is sent
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
 
         def _answer(self, status: int, kind: str, content: bytes) -> None:
             self.send_response(status)
