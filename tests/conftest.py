@@ -1,6 +1,7 @@
 """What tests of whole jobs share: processes as a user starts them, their store read back, and jobs composed here."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
