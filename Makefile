@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed-$(firstword $(shell cksum constraints.txt))
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run test ui bench soak lock clean
+.PHONY: help run test ui bench soak docs lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ bench: $(STAMP)  ## benchmarks, each as a ratio to its peer measured in the same
 
 soak: $(STAMP)  ## many jobs and many faults, for an hour; parts of it as ARGS="--only starts"
 	@$(BIN)/python scripts/soak.py $(ARGS)
+
+docs: $(STAMP)  ## docs/config.md from the comments in conf/
+	@$(BIN)/python scripts/config_reference.py
 
 lock: $(STAMP)  ## pin everything that pyproject.toml asks for in constraints.txt
 	@$(PIP) install --dry-run --ignore-installed --quiet --report pins.json '.[dev,slurm]'

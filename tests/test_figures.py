@@ -135,6 +135,6 @@ def test_every_experiment_runs_and_leaves_table_and_figure(experiment: str, trai
     if experiment == "regime":
         assert "with transfer" in output
         return
-    assert "Table and figure of sweep" in output
-    for name in ("table.csv", "figure.png", "figure.pdf", "jobs.json"):
+    assert "Table, figure and report.html of sweep" in output
+    for name in ("table.csv", "figure.png", "figure.pdf", "jobs.json", "report.html"):
         assert len(list(Path("mlruns/artifacts").glob(f"*/artifacts/{name}"))) == 1

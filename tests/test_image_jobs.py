@@ -253,7 +253,7 @@ def test_every_experiment_runs(
     if experiment in ("cifar10", "own_images"):
         assert "with transfer" in output
         return
-    assert "Table and figure of sweep" in output
+    assert "Table, figure and report.html of sweep" in output
     name = "paper_table.csv" if "table1" in experiment else "figure.png"
     (made,) = Path("mlruns/artifacts").glob(f"*/artifacts/{name}")
     if experiment == "table1_cifar10":

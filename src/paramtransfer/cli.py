@@ -1,18 +1,19 @@
 """The command line: Hydra composes a configuration, a job is made of it and run, a sweep is closed with a table."""
 
 import os
+import shlex
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
@@ -20,7 +21,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from paramtransfer.config import check_root, register_resolvers
+from paramtransfer.config import check_root, register_resolvers, sweep_configs, sweep_jobs
 from paramtransfer.tracking.error import StoreError, Undelivered
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _STARTED = time.monotonic()
 _FOLDER = Path("mlruns")
 _CONF = Path(__file__).parents[2] / "conf"
+_FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's: 1 asks for tracebacks
 _SWEEP = "PARAMTRANSFER_SWEEP"  # in a job's environment: the id of the sweep that it belongs to
 
 
@@ -40,11 +42,19 @@ def main() -> None:
     """Run the job or the sweep that the command line describes."""
     register_resolvers()
     _end_gracefully()
+    wants_traceback = _FULL_ERROR in os.environ
+    os.environ.setdefault(_FULL_ERROR, "1")  # Hydra raises what it would print with advice of its own
     try:
         with _closing_sweep():
             _run()
     except StoreError as error:
         _exit(error)
+    except CompactHydraException as error:
+        if wants_traceback:
+            raise
+        from paramtransfer.mistakes import explain
+
+        sys.exit(explain(error, _CONF))
 
 
 def _end_gracefully() -> None:
@@ -61,6 +71,9 @@ def _end(word: str, *_: Any) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(_CONF), config_name="config")
 def _run(config: DictConfig) -> None:
+    from paramtransfer.lean_imports import import_lean
+
+    import_lean()
     from paramtransfer.checks import ConfigError
     from paramtransfer.tracking.claims import SharedStageError
 
@@ -70,6 +83,8 @@ def _run(config: DictConfig) -> None:
     try:
         if config.plan_only is True:
             _print_plan(config)
+        elif config.dry_run is True:
+            _print_preview([config])
         elif in_sweep:
             _run_in_sweep(config, os.environ[_SWEEP])
         else:
@@ -90,6 +105,22 @@ def _print_plan(config: DictConfig) -> None:
     from paramtransfer.experiment import plan
 
     print(plan(make_job(config)))
+
+
+def _print_preview(configs: Sequence[DictConfig]) -> None:
+    """How much would be trained; jobs that are refused count, too."""
+    from paramtransfer.checks import ConfigError
+    from paramtransfer.config import make_job
+    from paramtransfer.preview import preview
+    from paramtransfer.tracking.store import open_store
+
+    jobs, refused = [], []
+    for config in configs:
+        try:
+            jobs.append(make_job(config))
+        except ConfigError as error:
+            refused.append(str(error))
+    print(preview(open_store(_FOLDER), jobs, refused=refused), flush=True)
 
 
 def _run_alone(config: DictConfig) -> None:
@@ -166,18 +197,33 @@ class SweepCallback(Callback):
         try:
             check_root(config)
             if config.plan_only is not True:
-                self._start(config)
+                jobs = sweep_jobs(config)
+                if jobs is not None:
+                    _print_preview(list(sweep_configs(config, jobs)))
+                if config.dry_run is True:
+                    sys.exit()
+                self._start(config, jobs)
+        except CompactHydraException as error:
+            from paramtransfer.mistakes import explain
+
+            sys.exit(explain(error, _CONF))
         except Exception as error:  # left to Hydra, it would be no more than a warning
             sys.exit(str(error))
 
-    def _start(self, config: DictConfig) -> None:
+    def _start(self, config: DictConfig, jobs: list[list[str]] | None) -> None:
         from paramtransfer.tracking.store import open_store
         from paramtransfer.tracking.sweep import start_sweep
 
-        name = " ".join(["sweep", *config.hydra.overrides.task])
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        experiment = config.hydra.runtime.choices.get("experiment")
+        question, command = _head_comment(config, experiment), shlex.join(["python", "train.py", *sys.argv[1:]])
         self.sweep_id = start_sweep(
-            open_store(_FOLDER), SweepCallback.opened, name=name, config=OmegaConf.to_yaml(own), jobs=_jobs_of(config)
+            open_store(_FOLDER),
+            SweepCallback.opened,
+            name=" ".join(["sweep", *config.hydra.overrides.task]),
+            tags={"command": command, "question": question, **({"experiment": experiment} if experiment else {})},
+            config=OmegaConf.to_yaml(own),
+            jobs=_values(jobs or []),
         )
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -188,15 +234,20 @@ class SweepCallback(Callback):
             os.environ.setdefault("OMP_NUM_THREADS", str(cores))
 
 
-def _jobs_of(config: DictConfig) -> list[dict[str, Any]]:
-    """What each job of a sweep sets; nothing where the sweeper is not Hydra's own, which alone knows all beforehand."""
-    if config.hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
-        return []
-    parser = OverridesParser.create()
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
-    (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    return [{override.key_or_group: override.value() for override in parser.parse_overrides(job)} for job in jobs]
+def _values(jobs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """What each job of a sweep sets."""
+    parse = OverridesParser.create().parse_overrides
+    return [{override.key_or_group: override.value() for override in parse(list(job))} for job in jobs]
+
+
+def _head_comment(config: DictConfig, experiment: str | None) -> str:
+    """What an experiment's file says of itself above its first key."""
+    for source in config.hydra.runtime.config_sources:
+        path = Path(source.path) / "experiment" / f"{experiment}.yaml"
+        if source.schema == "file" and path.is_file():
+            lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+            return "\n".join(line[1:].removeprefix(" ") for line in lines if not line.startswith("# @package"))
+    return ""
 
 
 @contextmanager
@@ -210,12 +261,10 @@ def _closing_sweep() -> Iterator[None]:
 
 
 def _close_sweep(sweep_id: str) -> None:
-    """Table and figure from the store alone, when all jobs have ended, then the end of the sweep's run."""
-    from paramtransfer.config import instantiate, make_job
-    from paramtransfer.figures.sweep_report import draw_figure, print_table
-    from paramtransfer.figures.sweep_table import read_sweep
+    """Table, figure and page from the store alone, when all jobs have ended, and the end of the sweep's run."""
+    from paramtransfer.sweep_end import summarize, write_page
     from paramtransfer.tracking.store import open_store
-    from paramtransfer.tracking.sweep import bury_jobs, end_sweep, read_config, wait_for_jobs, write_jobs
+    from paramtransfer.tracking.sweep import bury_jobs, end_sweep, wait_for_jobs
 
     store = open_store(_FOLDER)
     with store.closing() as opened:
@@ -225,12 +274,10 @@ def _close_sweep(sweep_id: str) -> None:
             wait_for_jobs(store, sweep_id)
         store.deliver_left()
         records = bury_jobs(store, sweep_id)
-        write_jobs(store, sweep_id, records)
-        config = DictConfig(OmegaConf.create(read_config(store, sweep_id)))
-        data = read_sweep(store, records, job=lambda: make_job(config))
-        store.write_files(sweep_id, print_table(data, records))
-        store.write_files(sweep_id, draw_figure(data, instantiate("figure", config.figure)))
+        summarize(store, sweep_id, records)
         end_sweep(store, sweep_id, records, interrupted=SweepCallback.interrupted)
         store.settle()
-        folder = store.client.get_run(sweep_id).info.artifact_uri.removeprefix("file://")
-    print(f"Table and figure of sweep {sweep_id}: {folder}\nCompare the runs in the browser: make ui")
+    write_page(store, sweep_id)
+    store.settle()
+    folder = store.client.get_run(sweep_id).info.artifact_uri.removeprefix("file://")
+    print(f"Table, figure and report.html of sweep {sweep_id}: {folder}\nCompare the runs in the browser: make ui")

@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 
 from paramtransfer.checks import ConfigError
+from paramtransfer.description import describe
 from paramtransfer.estimates import accuracy, paired_gain
 from paramtransfer.stage import SIDES, Side, Stage
 from paramtransfer.tracking.claims import claim, wait_for
@@ -212,6 +213,11 @@ def _train(job: Job, stage: Stage, store: Store, run_id: str, results: Mapping[S
         metrics["test/acc_without_transfer"] = baseline.metrics["test/acc"]
         metrics["test/acc_without_transfer_sem"] = baseline.metrics["test/acc_sem"]
         files["transfer.json"] = as_json(inheritance.report.as_dict())
+        verdict = job.tasks.verdict(job.transfer.alpha if "upstream" in job.stages else 0.0)
+        files |= {"theory.txt": f"{verdict}\n"} if verdict else {}
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    store.finish(run_id, metrics=metrics, result=_result(state, hits_RN), files=files)
+    inherited = inheritance.report.summary if inheritance is not None else ""
+    links = {other: store.link(other, found.run_id) for other, found in results.items()}
+    description = describe(stage, metrics, hits_RN.shape, inherited=inherited, links=links)
+    store.finish(run_id, metrics=metrics, result=_result(state, hits_RN), files=files, description=description)
     return StageResult(run_id=run_id, metrics=metrics, state=state, hits_RN=hits_RN, reused=False)

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import wrightomega
 
 Values = float | NDArray[Any]
 Flags = np.bool_ | NDArray[np.bool_]
@@ -206,6 +205,8 @@ def noise_memorization(steps: ArrayLike, s: Setting, task: Literal[1, 2], b: flo
     memorization that starts at 0. Written with Wright's omega function, W(eᶻ) of Lambert's W: as b eˣ = ω(c t + b +
     log b), nothing overflows however large t is. `steps` broadcasts with the setting.
     """
+    from scipy.special import wrightomega  # imported here alone: half a second that most jobs do not need
+
     sigma, num = {1: (s.sigma1, s.num1), 2: (s.sigma2, s.num2)}[task]
     rate = s.lr * sigma**2 * s.dim / (2 * num * s.filters)
     memorized: Values = np.log(wrightomega(rate * np.asarray(steps) + b + math.log(b))) - math.log(b)

@@ -54,6 +54,7 @@ def _cell(row: Any, column: str, published: float | None, line: pd.Series, key: 
         "ours %": f"{ours:.2f}",
         "s.e.": f"{sem:.2f}",
         "difference": "" if published is None else f"{ours - published:+.2f}",
+        "in s.e.": "" if published is None or not sem else f"{(ours - published) / sem:+.1f}",
         "gain %": f"{100 * line['test/gain']:+.2f}" if gain else "",
         "gain s.e.": f"{100 * line['test/gain_sem']:.2f}" if gain else "",
         "n": int(line["n"]),

@@ -29,7 +29,7 @@ def job_rows(store: Store, records: Sequence[JobRecord]) -> pd.DataFrame:
     """One row per finished job: the keys that the command sets, its downstream's metrics, n, ids of its runs."""
     rows = []
     for record in records:
-        if record.error is None:
+        if record.runs:
             run = store.client.get_run(record.runs["downstream"])
             ids = {f"{stage}_run_id": run_id for stage, run_id in record.runs.items()}
             rows.append({**record.overrides, **run.data.metrics, "n": int(run.data.params["replicates"]), **ids})

@@ -27,9 +27,14 @@ def fingerprint(settings: Mapping[str, Any], *, device: str, own_sources: Iterab
         "settings": dict(settings),
         "device": device,
         "code": package + [_code_hash(path) for path in sorted(own_sources)],
-        "versions": {name: version(name) for name in _VERSIONS},
+        "versions": _versions(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _VERSIONS}
 
 
 @cache

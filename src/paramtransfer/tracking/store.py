@@ -28,6 +28,7 @@ from paramtransfer.tracking.logger import BufferedLogger
 from paramtransfer.tracking.outbox import Outbox
 
 _RESULT = "result.pt"
+_DESCRIPTION = "mlflow.note.content"
 
 log = logging.getLogger(__name__)
 
@@ -175,15 +176,25 @@ class Store:
             outbox.keep(_join(folder, name), partial(_write, content=content))
         outbox.try_to_deliver()
 
-    def read_files(self, run_id: str, folder: str | None = None, suffix: str = "") -> dict[str, str]:
-        """The text artifacts of one folder of a run with that suffix, by name."""
+    def read_files(
+        self, run_id: str, folder: str | None = None, suffix: str | tuple[str, ...] = ""
+    ) -> dict[str, bytes]:
+        """The artifacts of one folder of a run with one of those suffixes, by name."""
         listed = [item.path for item in self.client.list_artifacts(run_id, folder) if not item.is_dir]
         names = [Path(path).name for path in listed if path.endswith(suffix) and _is_in(folder, path)]
         with tempfile.TemporaryDirectory() as local:
             return {
-                name: Path(self.client.download_artifacts(run_id, _join(folder, name), local)).read_text()
+                name: Path(self.client.download_artifacts(run_id, _join(folder, name), local)).read_bytes()
                 for name in names
             }
+
+    def describe(self, run_id: str, text: str) -> None:
+        """Set the description, Markdown, that MLflow's UI shows on the page of a run."""
+        self.tag(run_id, {_DESCRIPTION: text})
+
+    def link(self, text: str, run_id: str) -> str:
+        """A Markdown link from one run's description to another run, whatever address the UI is served at."""
+        return f"[{text}](#/experiments/{self.experiment_id}/runs/{run_id})"
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags on a run."""
@@ -194,9 +205,22 @@ class Store:
         return BufferedLogger(self.client, self._outbox(run_id))
 
     def finish(
-        self, run_id: str, *, metrics: Mapping[str, float], result: dict[str, Any], files: Mapping[str, str]
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float],
+        result: dict[str, Any],
+        files: Mapping[str, str],
+        description: str = "",
     ) -> None:
         """Write what a stage ends with, then mark its run FINISHED; kept on disk where the store does not take it.
+
+        Args:
+            run_id: the stage's run.
+            metrics: final values.
+            result: weights and hits.
+            files: texts by name.
+            description: Markdown, for the run's page.
 
         Raises:
             StoreError: it cannot be kept on disk either.
@@ -206,7 +230,7 @@ class Store:
         for name, content in files.items():
             outbox.keep(name, partial(_write, content=content))
         outbox.log(metrics, step=0)
-        self.end(run_id, "FINISHED")
+        self.end(run_id, "FINISHED", {_DESCRIPTION: description} if description else None)
 
     def end(self, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Mark a run as ended, when all that was logged to it has arrived."""
@@ -259,6 +283,12 @@ class Store:
                     log.warning(f"{folder} cannot be delivered yet ({reason_of(error)})")
                 else:
                     log.info(f"delivered what was left of run {left.run_id}")
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Final values, not curves."""
+        outbox = self._outbox(run_id)
+        outbox.log(metrics, step=0)
+        outbox.try_to_deliver()
 
     @contextmanager
     def closing(self) -> Iterator[list[str]]:

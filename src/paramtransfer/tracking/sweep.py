@@ -5,7 +5,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ _JOBS = "jobs"
 _HOST = "host"
 _QUIET_SECONDS = 60.0  # the longest time that a cluster takes from one job's end to the next one's first run
 _POLL_SECONDS = 5.0
+_SHOWN = 5
 
 log = logging.getLogger(__name__)
 
@@ -43,20 +44,57 @@ class JobRecord:
         return bool(self.runs) or self.error is not None
 
 
-def start_sweep(store: Store, opened: list[str], *, name: str, config: str, jobs: Sequence[dict[str, Any]]) -> str:
+def start_sweep(
+    store: Store,
+    opened: list[str],
+    *,
+    name: str,
+    tags: Mapping[str, str],
+    config: str,
+    jobs: Sequence[dict[str, Any]],
+) -> str:
     """A new run for a sweep, in `opened`; its id is the sweep's.
 
     Args:
         store: where it is kept.
         opened: runs that the caller closes.
         name: what the run is called.
+        tags: `command`, `question` and, where it is one of the shipped or the user's, `experiment`.
         config: the configuration that the sweep starts from, as YAML.
         jobs: what each job sets, as far as it is known beforehand.
     """
-    tags = {"stage": "sweep", _HOST: socket.gethostname()}
+    tags = {"stage": "sweep", _HOST: socket.gethostname(), **tags}
     sweep_id = store.create(opened, name=name, tags=tags, params={}, files={"config.yaml": config})
     _write_records(store, sweep_id, [JobRecord(num=num, overrides=overrides) for num, overrides in enumerate(jobs)])
     return sweep_id
+
+
+def find_sweep(store: Store, name: str) -> Run:
+    """The run of the sweep with that id, or of the newest sweep of the experiment with that name.
+
+    Raises:
+        LookupError: there is none; one sentence that names the newest sweeps.
+    """
+    try:
+        run = store.client.get_run(name)
+        if run.data.tags.get("stage") == "sweep":
+            return run
+    except MlflowException:
+        pass  # not an id
+    sweeps = store.client.search_runs(
+        [store.experiment_id], "tags.stage = 'sweep'", order_by=["attributes.start_time DESC"]
+    )
+    for run in sweeps:
+        if name in (run.data.tags.get("experiment"), run.info.run_name):
+            return run
+    newest = [f"{run.info.run_id} ({run.info.run_name})" for run in sweeps[:_SHOWN]]
+    among = f"the newest are {', '.join(newest)}" if newest else "there are no sweeps"
+    raise LookupError(f"{name}: must be the id of a sweep or the name of an experiment that was swept; {among}")
+
+
+def runs_of(store: Store, sweep_id: str) -> list[Run]:
+    """The runs that the sweep's jobs use, trained or reused, whatever their state."""
+    return store.runs(f"tags.`sweep.{sweep_id}` LIKE '%'")
 
 
 def tags_of(sweep_id: str, num: int) -> dict[str, str]:
@@ -111,7 +149,7 @@ def read_jobs(store: Store, sweep_id: str) -> list[JobRecord]:
     return [_record(int(Path(name).stem), files[name]) for name in sorted(files)]
 
 
-def _record(num: int, text: str) -> JobRecord:
+def _record(num: int, text: bytes) -> JobRecord:
     try:
         return JobRecord(**json.loads(text))
     except json.JSONDecodeError:  # read while the job wrote it, or died as it did
@@ -165,7 +203,7 @@ def _running(store: Store, sweep_id: str) -> list[Run]:
 
 def read_config(store: Store, sweep_id: str) -> str:
     """The configuration that the sweep started from, as YAML."""
-    return store.read_files(sweep_id, suffix="config.yaml")["config.yaml"]
+    return store.read_files(sweep_id, suffix="config.yaml")["config.yaml"].decode()
 
 
 def write_jobs(store: Store, sweep_id: str, records: list[JobRecord]) -> None:
