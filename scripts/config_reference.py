@@ -4,9 +4,11 @@ python scripts/config_reference.py          (make docs)
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
 
 _REPO = Path(__file__).parents[1]
 _CONF = _REPO / "conf"
@@ -84,18 +86,34 @@ def _table(path: Path, prefix: str) -> list[str]:
 
 
 def _keys(path: Path, prefix: str) -> Iterator[Key]:
-    """The keys that have a value, in the order of the file."""
+    """The keys that have a value, as YAML sees them, with value and comment as they are written."""
     text = path.read_text(encoding="utf-8")
     prefix = "" if text.startswith("# @package _global_") else prefix
+    written = _written(text)
+    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    for name, value in _leaves(content):
+        default, comment = written.get(name, (str(value), ""))
+        yield Key(f"{prefix}{name}", default, comment)
+
+
+def _leaves(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict) and key not in _HIDDEN:
+            yield from _leaves(value, f"{above}{key}.")
+        elif key not in _HIDDEN:
+            yield f"{above}{key}", value
+
+
+def _written(text: str) -> dict[str, tuple[str, str]]:
+    """Value and comment of each line with a key, by the key's dotted name."""
     above: list[str] = []
+    written = {}
     for line in text.splitlines():
-        found = _LINE.match(line)
-        if not found:
-            continue
-        del above[len(found["indent"]) // 2 :]
-        above.append(found["key"])
-        if found["value"] and not set(above) & set(_HIDDEN):
-            yield Key(f"{prefix}{'.'.join(above)}", found["value"].strip(), found["comment"] or "")
+        if found := _LINE.match(line):
+            del above[len(found["indent"]) // 2 :]
+            above.append(found["key"])
+            written[".".join(above)] = ((found["value"] or "").strip(), found["comment"] or "")
+    return written
 
 
 def _cell(text: str) -> str:

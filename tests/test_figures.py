@@ -17,7 +17,7 @@ from paramtransfer.tracking.sweep import JobRecord
 
 
 def sweep(table: pd.DataFrame, *keys: str) -> SweepData:
-    return SweepData(keys=keys, table=table, job=pytest.fail, history=pytest.fail)  # type: ignore[arg-type]
+    return SweepData(keys=keys, table=table, rows=table, job=pytest.fail, history=pytest.fail)  # type: ignore[arg-type]
 
 
 def test_swept_keys_take_more_than_one_value() -> None:

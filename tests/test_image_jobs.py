@@ -88,7 +88,7 @@ def test_nothing_inherited_is_the_baseline(tmp_path: Path, job: Fixture) -> None
     ours, theirs = results["downstream"].state, results["baseline"].state
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     other = run(job("transfer=none", "task.downstream.noise=5", "seed=1"), Store(tmp_path), tags={})["baseline"].state
-    assert not torch.equal(other["conv1.weight"], theirs["conv1.weight"])
+    assert not torch.equal(other["conv1.0.weight"], theirs["conv1.0.weight"])
 
 
 @pytest.mark.parametrize("batchnorm", ["reset", "recalibrate"])
@@ -203,11 +203,11 @@ def test_both_sides_of_the_learning_rate(job: Fixture) -> None:
     """optim.inherited_lr_scale is for the tensors that inherited something; norms and biases do not decay."""
     module: Any = job("optim.inherited_lr_scale=0.1", "optim.warmup_epochs=0")
     model = module.model.build(module.tasks.data("downstream", seed=0))
-    made = module.tasks.optim.configure(model, inherited={"conv1.weight"}, steps=10, epochs=2)
+    made = module.tasks.optim.configure(model, inherited={"conv1.0.weight"}, steps=10, epochs=2)
     rates = {id(p): group["lr"] for group in made["optimizer"].param_groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in made["optimizer"].param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        assert rates[id(parameter)] == pytest.approx(0.001 if name == "conv1.weight" else 0.01)
+        assert rates[id(parameter)] == pytest.approx(0.001 if name == "conv1.0.weight" else 0.01)
         assert decay[id(parameter)] == (5e-4 if parameter.dim() > 1 else 0)
 
 

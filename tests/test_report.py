@@ -57,7 +57,7 @@ def test_paper_table_is_shown_as_it_is_written() -> None:
     estimates = {"test/acc": 0.93, "test/acc_without_transfer": 0.83, "test/gain": 0.1}
     sems = {f"{name}_sem": sem for name, sem in zip(estimates, (0.005, 0, 0.01), strict=True)}
     table = pd.DataFrame([{"model": "a", "task.ratio": 2, **estimates, **sems, "n": 3}])
-    data = SweepData(keys=list(table)[:2], table=table, job=pytest.fail, history=pytest.fail)  # type: ignore[arg-type]
+    data = SweepData(keys=list(table)[:2], table=table, rows=table, job=pytest.fail, history=pytest.fail)  # type: ignore[arg-type]
     drawing = PaperTable(rows="model", columns="task.ratio", published={"a": {2: 94.0}})(data)
     files = {f"{name}.csv": content.to_csv(index=False).encode() for name, content in drawing.tables.items()}
     (shown,) = other_tables(files)

@@ -1,4 +1,4 @@
-"""Lightning and MLflow import whatever they find installed: half of the time before the first progress bar.
+"""Lightning and MLflow import whatever they find installed: 40 % of the time before the first progress bar.
 
 Neither needs those packages for what a job does, and both work where they are missing (`mlflow-skinny` comes without).
 So they are imported as if they were: 4.0 s of CPU instead of 6.7 s up to the first bar (n = 5 each, in turn). What a

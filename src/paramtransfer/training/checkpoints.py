@@ -1,0 +1,104 @@
+"""What a training leaves every few minutes and on preemption, so that it can go on where it was."""
+
+import logging
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # a cluster's warning; submitit's own
+_KEPT = 2  # the last one, and the one before should that be damaged
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints(Callback):
+    """Saves model, optimizer, schedule and step every so many minutes, and when the process is told to end.
+
+    There are no random states to keep: every draw is a function of the seed and the step. A signal is answered after the
+    step that it arrives in, and then handed to whoever handled it before. Files are written in one go.
+
+    Args:
+        folder: where the checkpoints of one run lie.
+        minutes: time between two of them.
+    """
+
+    def __init__(self, folder: Path, *, minutes: float) -> None:
+        self._folder = folder
+        self._seconds = 60 * minutes
+        self._last = 0.0
+        self._arrived: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint that can be read."""
+        for path in sorted(self._folder.glob("*.ckpt"), reverse=True):
+            try:
+                torch.load(path, map_location="cpu", weights_only=True)
+                return path
+            except Exception as error:  # whatever is wrong with it, there may be one before
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                log.warning(f"{path}: this checkpoint cannot be read ({reason}); going back to the one before")
+        return None
+
+    def clear(self) -> None:
+        """Remove what is not needed after a training."""
+        for path in self._folder.glob("*"):
+            path.unlink()
+        if self._folder.exists():
+            self._folder.rmdir()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last = time.monotonic()
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):  # nobody's own idea of a signal is changed
+                self._handlers[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._arrived = number
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if not trainer.is_last_batch:  # after the last one comes a validation that belongs to it
+            self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        arrived = self._arrived
+        if arrived is not None or time.monotonic() - self._last > self._seconds:
+            self._save(trainer)
+        if arrived is not None:
+            self._give_back()
+            signal.raise_signal(arrived)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _save(self, trainer: Trainer) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if trainer.logger is not None:
+            trainer.logger.save()
+        path = self._folder / f"{time.time_ns()}.ckpt"
+        half = path.with_suffix(".half")
+        try:
+            trainer.save_checkpoint(half)
+            half.replace(path)
+        except OSError as error:
+            half.unlink(missing_ok=True)
+            log.warning(f"{path}: no checkpoint can be written ({error}); the training goes on without")
+        for old in sorted(self._folder.glob("*.ckpt"))[:-_KEPT]:
+            old.unlink()
+        self._last = time.monotonic()
