@@ -122,14 +122,15 @@ def test_upstream_weights_from_elsewhere(tmp_path: Path, job: Fixture) -> None:
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
-def test_two_datasets(tmp_path: Path, job: Fixture) -> None:
+def test_two_datasets(tmp_path: Path, root: Path, compose_job: Fixture) -> None:
     """task=whole: the upstream learns another folder's classes."""
     source = write_folder(tmp_path / "source", train=20, classes=["red", "green", "blue"])
     dataset = OmegaConf.load(CONF / "dataset" / "image_folder.yaml")
     dataset.root, dataset.cache_dir = str(source), str(tmp_path / "cache")
     (tmp_path / "conf" / "dataset").mkdir(parents=True)
     given = json.dumps(OmegaConf.to_container(dataset)).replace('"', "")
-    made = job("task=whole", f"task.upstream.dataset={given}")
+    settings = [*IMAGES, "task=whole", f"dataset.root={root}", f"task.upstream.dataset={given}"]
+    made = compose_job(*settings)
     assert [len(made.tasks.classes_of(side, 0)) for side in ("upstream", "downstream")] == [3, 10]
     assert made.stages["upstream"].params["dataset.content"] != made.stages["downstream"].params["dataset.content"]
 
@@ -146,9 +147,6 @@ def test_divergence_ends_with_a_sentence(tmp_path: Path, job: Fixture) -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["dataset=signal_noise"], r"dataset=SignalNoise: must be image_folder"),
-        (["model=two_layer_cnn"], r"model=TwoLayerCNNs: must be a pair of image networks"),
-        (["optim=gd"], r"optim=GradientDescent: must be sgd or adamw"),
         (["replicates=3"], r"replicates=3: must be 1 with images: sweep seed"),
         (["model.upstream.name=resnet3"], r"model\.upstream\.name=resnet3: must be a network of torchvision or timm"),
         (["model.stem=cifar"], r"model\.stem=cifar: must be imagenet for test_efficientnet"),
@@ -162,9 +160,25 @@ def test_divergence_ends_with_a_sentence(tmp_path: Path, job: Fixture) -> None:
 def test_wrong_settings_are_refused(overrides: list[str], sentence: str, job: Fixture) -> None:
     """One sentence, before there is a run."""
     efficientnet = ["model.upstream.name=test_efficientnet", "model.downstream.name=test_efficientnet"]
-    changes = [] if overrides[0].startswith(("model=", "optim=", "dataset=")) else efficientnet
     with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
-        job(*changes, *overrides)
+        job(*efficientnet, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("group", "sentence"),
+    [
+        ("dataset=signal_noise", r"dataset=SignalNoise: must be image_folder"),
+        ("model=two_layer_cnn", r"model=TwoLayerCNNs: must be a pair of image networks"),
+        ("optim=gd", r"optim=GradientDescent: must be sgd or adamw"),
+    ],
+)
+def test_groups_that_are_not_for_images_are_refused(
+    group: str, sentence: str, root: Path, compose_job: Fixture
+) -> None:
+    """One sentence that names what is."""
+    where = [] if group.startswith("dataset") else [f"dataset.root={root}"]
+    with pytest.raises(ConfigError, match=rf"^{sentence}[^\n]*$"):
+        compose_job(*IMAGES, group, *where)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path, job: Fixture) -> None:
@@ -224,8 +238,9 @@ def test_every_option_makes_a_job(
     where = root
     if "cifar" in option:
         source = datasets.CIFAR10 if option == "dataset=cifar10" else datasets.CIFAR100
-        where = write_cifar(root.parent / option, source, monkeypatch, per_class=1)
-    made = compose_job(*IMAGES, option, f"dataset.root={where}")
+        where = write_cifar(root.parent / source.__name__, source, monkeypatch, per_class=2)
+    blocks = ["transfer=layers"] if "vit" in option or "deit" in option else []
+    made = compose_job(*IMAGES, option, *blocks, f"dataset.root={where}")
     assert made.stages.keys() >= {"baseline", "downstream"}
 
 
@@ -237,7 +252,7 @@ EXPERIMENTS = {
     "fig3": ["task.downstream.noise=0,10", "seed=0"],
     "sources": ["task.ratio=1,2", "seed=0"],
     "own_images": ["model.upstream.weights=null", "dataset.size=32"],
-    "fig4": ["seed=0,1", "dataset.per_class=4"],
+    "fig4": ["seed=0,1", "dataset.per_class=4", "transfer.layers=[3,4,5]"],
 }
 
 
