@@ -243,7 +243,9 @@ def _settings(
         del groups["transfer"]
     elif values["transfer"].get("alpha") is not None:
         params["alpha"] = values["transfer"]["alpha"]
-    groups["trainer"] = _without(values["trainer"], "accelerator", "progress")  # the device counts apart
+    groups["trainer"] = _without(
+        values["trainer"], "accelerator", "progress", "checkpoint_minutes"
+    )  # the device counts apart
     params = dict(_flatten({**params, **groups}))
     params |= {key: content for key, content in contents.items() if content and _uses(key, groups)}
     own_sources = {_source(target) for key, target in params.items() if key.endswith("_target_") and _is_own(target)}

@@ -15,6 +15,7 @@ from paramtransfer.estimates import accuracy, paired_gain
 from paramtransfer.stage import SIDES, Side, Stage
 from paramtransfer.tracking.claims import claim, wait_for
 from paramtransfer.tracking.store import Store, as_json
+from paramtransfer.training.checkpoints import Checkpoints
 from paramtransfer.training.trainer import StageTrainer
 from paramtransfer.transfer.callback import ParameterTransfer
 from paramtransfer.transfer.report import Report
@@ -166,8 +167,7 @@ def _claim(
         )
 
     run_id = claim(store, opened, settings.fingerprint, create) if job.reuse else create()
-    if run_id not in opened:
-        store.tag(run_id, tags)
+    store.tag(run_id, {**others, **tags} if run_id in opened else tags)
     return run_id
 
 
@@ -196,9 +196,10 @@ def _train(job: Job, stage: Stage, store: Store, run_id: str, results: Mapping[S
     if stage == "downstream":
         state = results["upstream"].state if "upstream" in results else None
         inheritance = ParameterTransfer(job.transfer, job.model.upstream(state, data), seed=job.seed)
-    callbacks: list[Callback] = [inheritance] if inheritance else []
+    checkpoints = Checkpoints(store.checkpoints(run_id), minutes=job.trainer.checkpoint_minutes)
+    callbacks: list[Callback] = [*([inheritance] if inheritance else []), checkpoints]  # held tensors first
     trainer = job.trainer(stage, epochs=data.epochs, logger=store.logger(run_id), callbacks=callbacks)
-    trainer.fit(module, data)
+    trainer.fit(module, data, ckpt_path=checkpoints.latest(), weights_only=True)
     trainer.test(module, data, verbose=False)
 
     hits_RN: Tensor = module.hits
@@ -220,4 +221,5 @@ def _train(job: Job, stage: Stage, store: Store, run_id: str, results: Mapping[S
     links = {other: store.link(other, found.run_id) for other, found in results.items()}
     description = describe(stage, metrics, hits_RN.shape, inherited=inherited, links=links)
     store.finish(run_id, metrics=metrics, result=_result(state, hits_RN), files=files, description=description)
+    checkpoints.clear()
     return StageResult(run_id=run_id, metrics=metrics, state=state, hits_RN=hits_RN, reused=False)

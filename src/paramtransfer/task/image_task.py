@@ -154,7 +154,7 @@ class ImageTask(LightningDataModule):
     def _loader(self, name: str, batches: Any) -> "DataLoader[Batch]":
         workers = self.dataset.num_workers
         pixels = _Pixels(self.parts[name])
-        return DataLoader(pixels, batch_size=None, sampler=batches, num_workers=workers, persistent_workers=workers > 0)
+        return _Loader(pixels, batch_size=None, sampler=batches, num_workers=workers, persistent_workers=workers > 0)
 
 
 class _Pixels(Dataset[Batch]):
@@ -166,6 +166,15 @@ class _Pixels(Dataset[Batch]):
     def __getitem__(self, item: tuple[Tensor, int]) -> Batch:
         chosen_B, key = item
         return Batch(self._part.split.pixels(self._part.index_N[chosen_B]), self._part.labels_N[chosen_B], key)
+
+
+class _Loader(DataLoader[Batch]):
+    """Goes on where the trainer's step is, and so has no state of its own to keep."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class _Order(Sampler[tuple[Tensor, int]]):

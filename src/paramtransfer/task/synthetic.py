@@ -71,6 +71,13 @@ class Batches(Generic[T]):
     def __len__(self) -> int:
         return self._num_batches
 
+    def state_dict(self) -> dict[str, Any]:
+        """None: the training's own count says where to go on."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is none."""
+
 
 class SyntheticTask(LightningDataModule):
     """One task for one stage, drawn when first asked for; baseline and downstream of a seed draw the same."""
@@ -125,10 +132,13 @@ class SyntheticTask(LightningDataModule):
         test_points = next(self._test_points(min(self.tasks.num_test, _CURVE_TEST_POINTS)))
         num_points = min(self.tasks.curve_points, self.settings.steps)
         ends = [self.settings.steps * point // num_points for point in range(num_points + 1)]
-        return Batches(
-            lambda: (FullBatch(self._draw.samples, test_points, end - start) for start, end in pairwise(ends)),
-            num_points,
-        )
+
+        def batches() -> Iterator[FullBatch]:
+            module: Any = self.trainer.lightning_module if self.trainer else None
+            for start, end in list(pairwise(ends))[module.num_batches if module else 0 :]:
+                yield FullBatch(self._draw.samples, test_points, end - start)
+
+        return Batches(batches, num_points)
 
     def test_dataloader(self) -> Batches[FreshSamples | Samples]:
         num_batches = math.ceil(self.tasks.num_test / self.tasks.dataset.test_chunk(self.replicates))

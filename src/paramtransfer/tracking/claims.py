@@ -120,11 +120,13 @@ class Heartbeats:
 
 
 def claim(store: "Store", opened: list[str], fingerprint: str, create: Callable[[], str]) -> str:
-    """The run that a stage's result comes from: a finished one, one that a living process trains, or a new one.
+    """The run that a stage's result comes from.
+
+    A finished one, one that a living process trains, one that can go on from its checkpoint, or a new one.
 
     Args:
         store: where the runs are.
-        opened: the runs of this job; a new run is among them.
+        opened: the runs of this job; a new run is among them, or one that goes on.
         fingerprint: what identifies the stage.
         create: makes a new run in `opened`.
     """
@@ -135,6 +137,10 @@ def claim(store: "Store", opened: list[str], fingerprint: str, create: Callable[
         running = [run for run in runs if run.info.status == "RUNNING"]
         for run in (*filter(store.is_usable, runs), *filter(store.signs.is_alive, running)):
             return str(run.info.run_id)
+        for run in runs:  # none of them is alive
+            if run.info.status in ("RUNNING", "KILLED") and store.has_checkpoint(run.info.run_id):
+                store.reopen(opened, run.info.run_id)
+                return str(run.info.run_id)
         for run in running:
             if not store.close(run.info.run_id, "KILLED", "its process died"):  # it has ended since we looked
                 return claim(store, opened, fingerprint, create)

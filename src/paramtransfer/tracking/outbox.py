@@ -48,6 +48,8 @@ class Outbox:
         self.folder = folder
         self._client = client
         self._uri = uri
+        self.last_steps: dict[str, int] = {}
+        """Of a run that goes on: up to where its curves are there already, by key."""
         self._points: list[Metric] = []
         self._num_on_disk = 0
         self._num_doubtful = 0
@@ -69,7 +71,8 @@ class Outbox:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Metrics at one step; never waits."""
         now = now_ms()
-        self._points += [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        fresh = {key: value for key, value in metrics.items() if step > self.last_steps.get(key, -1)}
+        self._points += [Metric(key, float(value), now, step) for key, value in fresh.items()]
         if len(self._points) >= _BATCH and not self._is_away:
             self._wake.set()
         self._start_sending()

@@ -59,6 +59,7 @@ class Store:
         self._raw_client, self.experiment_id = connect.connect(self.uri, name)
         self.client = cast(MlflowClient, PatientClient(self._raw_client, self.uri))
         self._undelivered = folder.absolute() / "undelivered"
+        self._checkpoints = folder.absolute() / "checkpoints"
         self._outboxes: dict[str, Outbox] = {}
         self._unreadable: set[str] = set()
         self.signs: SignsOfLife
@@ -161,6 +162,25 @@ class Store:
             opened.append(run_id)
             self.signs.hold(run_id)
         return run_id
+
+    def checkpoints(self, run_id: str) -> Path:
+        """The folder for what a run needs to go on after an interruption."""
+        return self._checkpoints / run_id
+
+    def has_checkpoint(self, run_id: str) -> bool:
+        """Whether a run can go on."""
+        return any(self.checkpoints(run_id).glob("*.ckpt"))
+
+    def reopen(self, opened: list[str], run_id: str) -> None:
+        """Let an interrupted run go on, in `opened`; what it has logged is not logged again."""
+        log.info(f"run {run_id} goes on where it was interrupted")
+        with _uninterrupted():
+            self.client.update_run(run_id, status="RUNNING")
+            opened.append(run_id)
+            self.signs.hold(run_id)
+        self._outboxes.pop(run_id, None)
+        histories = [self.client.get_metric_history(run_id, key) for key in self.client.get_run(run_id).data.metrics]
+        self._outbox(run_id).last_steps = {points[0].key: max(point.step for point in points) for points in histories}
 
     def withdraw(self, opened: list[str], run_id: str) -> None:
         """Take a new run back, of which nothing has come."""

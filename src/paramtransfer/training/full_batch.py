@@ -37,6 +37,7 @@ class FullBatchTraining(LightningModule):
     Attributes:
         hits: after testing, which test points each replicate has on the right side: (R, N) of bool.
         metrics: after fitting, what is known only then.
+        num_batches: taken so far.
     """
 
     hits: Tensor
@@ -58,6 +59,8 @@ class FullBatchTraining(LightningModule):
         self._dynamics = dynamics
         self._observer: Observer | None = None
         self._num_steps = 0
+        self.num_batches = 0
+        self._state: dict[str, Tensor] = {}
         self._hits: list[Tensor] = []
         self.metrics: dict[str, float] = {}
 
@@ -69,6 +72,8 @@ class FullBatchTraining(LightningModule):
         started = time.perf_counter()
         if self._solver is None:
             self._solver = self._make_solver(self.model, batch.samples, self._optim.lr)
+            if self._state:
+                self._solver.resume(self._state)
             if self._dynamics:
                 self._observe(self._solver, batch.samples)
         self._solver.advance(batch.num_steps)
@@ -76,6 +81,7 @@ class FullBatchTraining(LightningModule):
         seconds = time.perf_counter() - started
 
         self._num_steps += batch.num_steps
+        self.num_batches += 1
         if not math.isfinite(loss):
             raise RuntimeError(
                 f"training diverged: the loss is {loss} after {self._num_steps} steps with optim.lr={self._optim.lr:g}"
@@ -96,6 +102,18 @@ class FullBatchTraining(LightningModule):
         self._observer = Observer(solver, samples, data.setting)
         if self.logger is not None:
             self.logger.log_metrics({**self._observer.at_start(), **self._observer.now(0)}, step=0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The solver's state, and how far it is."""
+        assert self._solver is not None
+        done = {"steps": self._num_steps, "batches": self.num_batches, "metrics": self.metrics}
+        checkpoint["so_far"] = {**done, "solver": self._solver.state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on with it."""
+        so_far = checkpoint["so_far"]
+        self._num_steps, self.num_batches = so_far["steps"], so_far["batches"]
+        self.metrics, self._state = so_far["metrics"], so_far["solver"]
 
     def on_train_end(self) -> None:
         self._solver = self._observer = None  # frees what only training needs

@@ -12,6 +12,14 @@ from torch.nn.functional import softplus
 from paramtransfer.dataset.signal_noise import Samples
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 
+_GRAM_STATE = (
+    "_start_RFD",
+    "noise_RNF",
+    "signal_RF",
+    "noise_coefficients_RNF",
+    "signal_coefficients_RF",
+)
+
 
 class Solver(Protocol):
     """A training in progress; built from (model, samples, lr) and from then on the owner of the model's filters."""
@@ -26,6 +34,12 @@ class Solver(Protocol):
 
     def write(self) -> None:
         """Bring the model's filters up to the present step."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps besides the model."""
+
+    def resume(self, state: dict[str, Tensor]) -> None:
+        """Go on from such a state."""
 
 
 class AutogradSolver:
@@ -49,6 +63,13 @@ class AutogradSolver:
 
     def write(self) -> None:
         """The optimizer works on the model's filters themselves."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Plain gradient descent has none."""
+        return {}
+
+    def resume(self, state: dict[str, Tensor]) -> None:
+        """The model's filters are all that there is."""
 
 
 class GramSolver:
@@ -94,6 +115,15 @@ class GramSolver:
         # Two buffers for what every step makes anew.
         self._scratch_RNF = torch.empty_like(self.noise_RNF)
         self._update_RNF = torch.empty_like(self.noise_RNF)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that steps change, and the start."""
+        return {name: getattr(self, name) for name in _GRAM_STATE}
+
+    def resume(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state."""
+        for name in _GRAM_STATE:
+            getattr(self, name).copy_(state[name])
 
     @torch.no_grad()
     def advance(self, num_steps: int) -> None:

@@ -46,6 +46,16 @@ class Supervised(LightningModule):
         self._started = 0.0
         self.metrics: dict[str, float] = {"time/train": 0.0}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What the curves of this epoch are made from."""
+        seconds = self.metrics["time/train"] + time.perf_counter() - self._started
+        checkpoint["so_far"] = {"seconds": seconds, "losses": self._losses}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on with it."""
+        self.metrics["time/train"] = checkpoint["so_far"]["seconds"]
+        self._losses = checkpoint["so_far"]["losses"]
+
     def configure_optimizers(self) -> Any:
         """As the group `optim` says."""
         steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
@@ -53,7 +63,6 @@ class Supervised(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._started = time.perf_counter()
-        self._losses = []
 
     def on_fit_start(self) -> None:
         if self._mixing:
@@ -81,6 +90,7 @@ class Supervised(LightningModule):
     def on_validation_start(self) -> None:
         self._right = {}
         loss = torch.stack(self._losses).mean().item()  # waits for the device
+        self._losses = []
         self.metrics["time/train"] += time.perf_counter() - self._started
         if not math.isfinite(loss):
             raise RuntimeError(f"training diverged: the loss is {loss} after epoch {self.current_epoch + 1}")

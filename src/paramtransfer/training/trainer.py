@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from paramtransfer.checks import choice, flag, refusal
+from paramtransfer.checks import choice, flag, number, refusal
 from paramtransfer.stage import Stage
 
 # Lightning's own use of a function that torch 2.14 deprecates.
@@ -64,6 +64,7 @@ class StageTrainer:
         progress: whether a progress bar runs during training.
         channels_last: whether images lie in memory by pixel, not by channel.
         compile: whether the network is compiled before training.
+        checkpoint_minutes: time between two checkpoints, from which an interrupted training goes on.
         test_every_epoch: whether an image job logs its test accuracy after each epoch too.
 
     Attributes:
@@ -81,6 +82,7 @@ class StageTrainer:
         channels_last: bool,
         compile: bool,
         progress: bool,
+        checkpoint_minutes: float,
         test_every_epoch: bool,
     ) -> None:
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -92,6 +94,7 @@ class StageTrainer:
         self._channels_last = flag("trainer.channels_last", channels_last)
         self._compile = flag("trainer.compile", compile)
         self._progress = flag("trainer.progress", progress)
+        self.checkpoint_minutes = number("trainer.checkpoint_minutes", checkpoint_minutes, at_least=0)
         self.test_every_epoch = flag("trainer.test_every_epoch", test_every_epoch)
         self.device: str = self._settings["accelerator"]
 

@@ -1,0 +1,123 @@
+"""An interrupted training goes on where it was, as if nothing had happened."""
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from image_files import write_folder
+from pytorch_lightning import LightningModule
+
+from paramtransfer.experiment import run
+from paramtransfer.tracking.store import Store
+from paramtransfer.training.full_batch import FullBatchTraining
+from paramtransfer.training.supervised import Supervised
+
+Fixture = Callable[..., Any]
+
+SYNTHETIC = [
+    *("replicates=2", "dataset.dim=20", "model.filters=4", "task.num_test=50", "task.curve_points=8"),
+    *("task.upstream.num_samples=30", "task.upstream.steps=40"),
+    *("task.downstream.num_samples=10", "task.downstream.steps=40"),
+]
+IMAGES = [
+    *("task=class_split", "dataset=image_folder", "task.upstream.epochs=1", "task.downstream.epochs=3"),
+    *("task.batch_size=8", "task.ratio=1", "task.downstream.noise=5"),
+]
+CNN = [
+    *(*IMAGES, "model=network_pair", "optim=sgd", "optim.lr=0.01"),
+    *("model.upstream.name=test_resnet", "model.downstream.name=test_resnet", "+model.downstream.drop_rate=0.3"),
+]
+VIT = [
+    *(*IMAGES, "model=vit_32", "optim=adamw", "transfer=layers", "model.downstream.drop_path_rate=0.3"),
+    *("model.upstream.embed_dim=16", "model.downstream.embed_dim=16", "model.upstream.num_heads=2"),
+    *("model.downstream.num_heads=2", "model.upstream.patch_size=8", "model.downstream.patch_size=8"),
+    *("task.training.mixup=0.8", "transfer.freeze_epochs=1"),
+]
+CASES: dict[str, tuple[list[str], type[LightningModule], int]] = {
+    "synthetic": (SYNTHETIC, FullBatchTraining, 19),
+    "within an epoch": (CNN, Supervised, 14),
+    "at the end of an epoch": (CNN, Supervised, 15),
+    "transformer": (VIT, Supervised, 14),
+}
+
+
+@pytest.fixture
+def job(tmp_path: Path, compose_job: Fixture, monkeypatch: pytest.MonkeyPatch) -> Fixture:
+    """The job of a case, with a checkpoint after each step unless told otherwise."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = write_folder(tmp_path / "root", train=14, test=4)
+
+    def job(case: str, minutes: float = 0) -> Any:
+        where = [] if case == "synthetic" else [f"dataset.root={root}"]
+        more = ["trainer.progress=false", f"trainer.checkpoint_minutes={minutes}", *where]
+        return compose_job(*CASES[case][0], *more)
+
+    return job
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Fixture:
+    """Sends SIGTERM to this process in the training step of that number, counted over all stages."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+
+    def interrupt(kind: type[LightningModule], number: int) -> None:
+        plain, steps = kind.training_step, iter(range(1, 1000))
+
+        def training_step(self: Any, *args: Any) -> Any:
+            if next(steps) == number:
+                signal.raise_signal(signal.SIGTERM)
+            return plain(self, *args)
+
+        monkeypatch.setattr(kind, "training_step", training_step)
+
+    yield interrupt
+    signal.signal(signal.SIGTERM, before)
+
+
+def curves(store: Store, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """All metrics of a run but those of time: steps and values."""
+    keys = [key for key in store.client.get_run(run_id).data.metrics if not key.startswith("time/")]
+    return {key: [(point.step, point.value) for point in store.client.get_metric_history(run_id, key)] for key in keys}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_training_ends_as_if_uninterrupted(case: str, tmp_path: Path, job: Fixture, interrupt: Fixture) -> None:
+    """The same run goes on to bit-equal weights and the same curves, each step once; a checkpoint on the signal alone."""
+    _, kind, step = CASES[case]
+    whole, store = Store(tmp_path / "whole"), Store(tmp_path / "interrupted")
+    expected = run(job(case), whole, tags={})
+    interrupt(kind, step)
+    with pytest.raises(SystemExit, match="terminated"):
+        run(job(case, minutes=60), store, tags={})
+    runs = store.runs("tags.stage != ''")
+    assert "KILLED" in {each.info.status for each in runs}
+    results = run(job(case, minutes=60), store, tags={})
+    assert len(store.runs("tags.stage != ''")) == len(runs) == 3
+    for stage, result in results.items():
+        assert store.client.get_run(result.run_id).info.status == "FINISHED"
+        assert all(torch.equal(tensor, expected[stage].state[name]) for name, tensor in result.state.items())
+        assert curves(store, result.run_id) == curves(whole, expected[stage].run_id)
+    assert not list((tmp_path / "interrupted" / "checkpoints").iterdir())
+
+
+def test_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, job: Fixture, interrupt: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a line, for the one before; they hold nothing but tensors and plain values."""
+    whole, store = Store(tmp_path / "whole"), Store(tmp_path / "interrupted")
+    expected = run(job("within an epoch"), whole, tags={})
+    interrupt(Supervised, 14)
+    with pytest.raises(SystemExit):
+        run(job("within an epoch"), store, tags={})
+    older, newest = sorted((tmp_path / "interrupted" / "checkpoints").glob("*/*.ckpt"))
+    assert torch.load(older, weights_only=True)["global_step"] < torch.load(newest, weights_only=True)["global_step"]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    results = run(job("within an epoch"), store, tags={})
+    assert "cannot be read" in caplog.text
+    for stage, result in results.items():
+        assert all(torch.equal(tensor, expected[stage].state[name]) for name, tensor in result.state.items())
