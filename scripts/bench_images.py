@@ -137,6 +137,7 @@ def _steps(
         channels_last=False,
         compile=False,
         progress=False,
+        checkpoint_minutes=60,
         test_every_epoch=False,
     )
     fitted: list[float] = []

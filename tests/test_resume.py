@@ -87,7 +87,7 @@ def curves(store: Store, run_id: str) -> dict[str, list[tuple[int, float]]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_training_ends_as_if_uninterrupted(case: str, tmp_path: Path, job: Fixture, interrupt: Fixture) -> None:
-    """The same run goes on to bit-equal weights and the same curves, each step once; a checkpoint on the signal alone."""
+    """The same run goes on to bit-equal weights and the same curves, each step once, from the signal's checkpoint."""
     _, kind, step = CASES[case]
     whole, store = Store(tmp_path / "whole"), Store(tmp_path / "interrupted")
     expected = run(job(case), whole, tags={})

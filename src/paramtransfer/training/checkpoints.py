@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 class Checkpoints(Callback):
     """Saves model, optimizer, schedule and step every so many minutes, and when the process is told to end.
 
-    There are no random states to keep: every draw is a function of the seed and the step. A signal is answered after the
-    step that it arrives in, and then handed to whoever handled it before. Files are written in one go.
+    There are no random states to keep: every draw is a function of the seed and the step. A signal is answered after
+    the step that it arrives in, and then handed to whoever handled it before. Files are written in one go.
 
     Args:
         folder: where the checkpoints of one run lie.
