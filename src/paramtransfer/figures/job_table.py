@@ -29,7 +29,7 @@ def print_job(job: Job, results: Mapping[Stage, StageResult], report: Report, *,
     replicates, num_test = results["downstream"].hits_RN.shape
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"n = {replicates} × {num_test} test samples; {report.summary}")
+    console.print(f"n = {replicates} replicates × {num_test} test samples; {report.summary}")
     if verdict := job.tasks.verdict(job.transfer.alpha if "upstream" in results else 0.0):
         console.print(verdict)
     console.print(f"Done in {seconds:.1f} s. Compare the runs in the browser: make ui")
