@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,9 @@ def test_bad_images_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFix
         caplog.clear()
         assert len(folder(root, skip_bad=True).train.labels_N) == 19
         assert re.search(r"1 images left out.*cat/000\.png", caplog.text)
+    assert len(folder(root, skip_bad=True, in_memory=False).train.labels_N) == 19
+    with pytest.raises(ValueError, match=r"cat/000\.png: cannot be decoded"):
+        _ = folder(root, in_memory=False).train
 
 
 @pytest.mark.parametrize("ratio", [2, 3, 4])
@@ -236,8 +240,8 @@ def test_crops_and_flips_are_those_of_a_plain_loop() -> None:
     assert len(places) == 50
 
 
-def test_normalization_and_noise() -> None:
-    """(pixels + noise - mean) / std by channel; bicubic resizing keeps a constant image."""
+def test_normalization() -> None:
+    """(pixels - mean) / std by channel; bicubic resizing keeps a constant image."""
     pixels = torch.full((2, 3, 4, 4), 100, dtype=torch.uint8)
     seen = normalize(resize(pixels.float(), 8), [100, 90, 80], [1, 2, 4])
     assert seen.shape == (2, 3, 8, 8)
@@ -252,5 +256,31 @@ def test_target_noise_is_fresh_in_training_and_fixed_in_tests(root: Path) -> Non
         pixels = data.parts["train"].split.pixels(torch.arange(10))
         noise = data._seen(pixels, 1, augment=False) - plain._seen(pixels, 1, augment=False)
         assert noise.std().item() == pytest.approx(spread, rel=0.02)
-        keys = [[key for _, key in data._in_order("test")] for _ in range(2)]
-        assert keys[0] == keys[1]
+        again = tasks.data(side, seed=0)
+        assert [key for _, key in data._in_order("test")] == [key for _, key in again._in_order("test")]
+        fresh = []
+        for epoch in range(2):
+            data.trainer = SimpleNamespace(
+                global_step=epoch * len(data.train_dataloader()), global_rank=0, world_size=1
+            )
+            fresh += [batch.key for batch in data.train_dataloader()]
+        assert len(set(fresh)) == len(fresh) > 2
+
+
+def test_pictures_stand_upright_and_keep_their_depth(tmp_path: Path) -> None:
+    """Turned as the camera says; 16 bits become 8; folders that hide are no classes."""
+    write_folder(tmp_path / "root", train=1, test=1, classes=["a", "b"])
+    (tmp_path / "root" / "train" / ".ipynb_checkpoints").mkdir()
+    turned = Image.new("RGB", (32, 32), "black")
+    turned.paste("white", (0, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned.save(tmp_path / "root" / "train" / "a" / "000.png", exif=exif)
+    deep = Image.fromarray(np.full((32, 32), 100 << 8, np.uint16))
+    deep.save(tmp_path / "root" / "train" / "b" / "000.png")
+    dataset = folder(tmp_path / "root")
+    assert list(dataset.classes) == ["a", "b"]
+    upside, deep_pixels = dataset.train.pixels(torch.arange(2))
+    assert upside[0, :16].max() == 0
+    assert upside[0, 16:].min() == 255
+    assert deep_pixels.unique().tolist() == [100]

@@ -102,6 +102,7 @@ def test_resumed_training_ends_as_if_uninterrupted(case: str, tmp_path: Path, jo
         assert store.client.get_run(result.run_id).info.status == "FINISHED"
         assert all(torch.equal(tensor, expected[stage].state[name]) for name, tensor in result.state.items())
         assert curves(store, result.run_id) == curves(whole, expected[stage].run_id)
+        assert 0 < result.metrics["time/train"] < 60
     assert not list((tmp_path / "interrupted" / "checkpoints").iterdir())
 
 

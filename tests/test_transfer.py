@@ -120,6 +120,9 @@ def test_a_plain_loop_copies_the_same(upstream_name: str, downstream_name: str, 
         assert (row.elements, row.of_elements) == (count, expected.numel())
         assert bool(row.reason) == (pairing.source is None)
     assert sum(row.of_elements for row in report.rows) == sum(tensor.numel() for tensor in ours.values())
+    convolutions = [module for module in downstream.modules() if isinstance(module, nn.Conv2d)]
+    of_filters = sum(row.of_filters for row in report.rows if row.of_elements > row.of_filters)
+    assert of_filters == sum(len(convolution.weight) for convolution in convolutions)
     assert sum(row.filters for row in report.rows) > 0
 
 

@@ -209,7 +209,11 @@ def _make_job(config: DictConfig) -> "Job":
                 stage,
                 stages,
                 unused=unused,
-                contents={"dataset.content": tasks.content(SIDES[stage]), "model.upstream.content": model.content},
+                contents={
+                    "dataset.content": tasks.content(SIDES[stage]),
+                    "task.upstream.content": tasks.content("upstream"),
+                    "model.upstream.content": model.content,
+                },
                 device=trainer.device,
             )
             for stage in stages
@@ -243,9 +247,9 @@ def _settings(
         del groups["transfer"]
     elif values["transfer"].get("alpha") is not None:
         params["alpha"] = values["transfer"]["alpha"]
-    groups["trainer"] = _without(
-        values["trainer"], "accelerator", "progress", "checkpoint_minutes"
-    )  # the device counts apart
+    # The device counts apart; curves on test images are the downstream's side's.
+    unseen = ("accelerator", "progress", "checkpoint_minutes", *(("test_every_epoch",) if stage == "upstream" else ()))
+    groups["trainer"] = _without(values["trainer"], *unseen)
     params = dict(_flatten({**params, **groups}))
     params |= {key: content for key, content in contents.items() if content and _uses(key, groups)}
     own_sources = {_source(target) for key, target in params.items() if key.endswith("_target_") and _is_own(target)}

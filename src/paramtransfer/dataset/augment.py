@@ -22,11 +22,10 @@ def crop_and_flip(pixels_BCHW: Tensor, padding: int, generator: Generator) -> Te
     return windows[torch.arange(B, device=device), flip_B, :, top_B, left_B]
 
 
-def normalize(pixels_BCHW: Tensor, mean: Sequence[float], std: Sequence[float], noise: Tensor | None = None) -> Tensor:
-    """Pixels and noise, both in 8-bit units, less the mean, by the standard deviation of each channel: float."""
+def normalize(pixels_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pixels in 8-bit units, less the mean, by the standard deviation of each channel."""
     mean_C, std_C = (torch.tensor(values, device=pixels_BCHW.device)[:, None, None] for values in (mean, std))
-    values = pixels_BCHW.float()
-    return ((values if noise is None else values + noise) - mean_C) / std_C
+    return (pixels_BCHW - mean_C) / std_C
 
 
 def resize(images_BCHW: Tensor, size: int) -> Tensor:

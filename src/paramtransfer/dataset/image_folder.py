@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import PIL
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
@@ -90,10 +91,6 @@ class ImageFolder:
         self._split_seed = whole("dataset.split_seed", split_seed, at_least=0)
         self._skip_bad = flag("dataset.skip_bad", skip_bad)
         self._in_memory = flag("dataset.in_memory", in_memory)
-        if skip_bad and not in_memory:
-            raise refusal(
-                "dataset.skip_bad", skip_bad, "false with dataset.in_memory=false, which decodes as it trains"
-            )
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = cores if num_workers is None else whole("dataset.num_workers", num_workers, at_least=0)
         self.num_workers = 0 if in_memory else workers
@@ -109,9 +106,10 @@ class ImageFolder:
             raise refusal(
                 "dataset.root", self._root, "a folder of images, train/<class>/* and test/<class>/* or <class>/*"
             )
-        split = (self._root / "train").is_dir()
+        split = all((self._root / name).is_dir() for name in ("train", "test"))
         folders = {name: self._root / name for name in ("train", "test")} if split else {"all": self._root}
-        classes = sorted(path.name for path in folders["train" if split else "all"].iterdir() if path.is_dir())
+        names = [{path.name for path in folder.iterdir() if _is_class(path)} for folder in folders.values()]
+        classes = sorted(set[str]().union(*names))
         if not classes:
             raise refusal("dataset.root", self._root, "a folder with one folder for each class")
         files: dict[str, list[tuple[Path, int]]] = {"train": [], "test": []}
@@ -133,10 +131,10 @@ class ImageFolder:
     @cached_property
     def content(self) -> str:
         """A hash of all files; of their names, sizes and times where they are not all read."""
-        digest = hashlib.blake2b(digest_size=16)
+        digest = hashlib.blake2b(PIL.__version__.encode(), digest_size=16)  # versions decode a little differently
         for part, files in self._files.items():
             for path, label in files:
-                digest.update(f"{part}/{self.classes[label]}/{path.name}".encode())
+                digest.update(os.fsencode(f"{part}/{self.classes[label]}/{path.name}"))
                 status = path.stat()
                 digest.update(
                     path.read_bytes() if self._in_memory else f"{status.st_size} {status.st_mtime_ns}".encode()
@@ -156,20 +154,35 @@ class ImageFolder:
     @cached_property
     def _splits(self) -> dict[str, Split]:
         if not self._in_memory:
-            return {
-                part: Files([path for path, _ in files], torch.tensor([label for _, label in files]), self.size)
-                for part, files in self._files.items()
-            }
+            return self._listed()
         cache = self._cache_dir / f"{self.content}-{self.size}.safetensors"
         tensors, bad = image_cache.load(cache) or (None, [])
         if tensors is None:
             tensors, bad = self._decode_all()
             image_cache.store(cache, tensors, bad)
+        self._report(bad)
+        return {part: InMemory(tensors[f"{part}_pixels"], tensors[f"{part}_labels"]) for part in self._files}
+
+    def _listed(self) -> dict[str, Split]:
+        """The files of both splits, whose beginnings are looked at."""
+        bad: list[str] = []
+        splits: dict[str, Split] = {}
+        with ThreadPoolExecutor() as pool:
+            for part, files in self._files.items():
+                opens = list(pool.map(_opens, (path for path, _ in files)))
+                bad += [str(path) for (path, _), good in zip(files, opens, strict=True) if not good]
+                good = [file for file, good in zip(files, opens, strict=True) if good]
+                splits[part] = Files([path for path, _ in good], torch.tensor([label for _, label in good]), self.size)
+        self._report(bad)
+        return splits
+
+    def _report(self, bad: list[str]) -> None:
+        """Refuse files that cannot be decoded, or say how many are left out."""
         if bad and not self._skip_bad:
             raise ValueError(f"{bad[0]}: cannot be decoded; mend or remove it, or set dataset.skip_bad=true")
         if bad:
-            log.warning(f"dataset.skip_bad=true: {len(bad)} images left out that cannot be decoded, the first {bad[0]}")
-        return {part: InMemory(tensors[f"{part}_pixels"], tensors[f"{part}_labels"]) for part in self._files}
+            count = f"{len(bad)} images left out that cannot be decoded, the first {bad[0]}"
+            log.warning(f"dataset.skip_bad=true: {count}")
 
     def _decode_all(self) -> tuple[dict[str, Tensor], list[str]]:
         """Pixels and labels of both splits, and the files that cannot be decoded."""
@@ -196,19 +209,34 @@ class ImageFolder:
         return tensors, bad
 
 
+def _is_class(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith((".", "__"))
+
+
 def _images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in IMG_EXTENSIONS)
 
 
+def _opens(path: Path) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
+        return False
+
+
 def _decode(path: Path, content: bytes, size: int) -> Tensor:
-    """An image, resized so that it covers a square of that size, and the centre of it: (C, H, W).
+    """An image, upright, resized so that it covers a square of that size, and the centre of it: (C, H, W).
 
     Raises:
         ValueError: the file is no image that can be decoded.
     """
     try:
-        image = Image.open(io.BytesIO(content)).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        image: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.array(image) >> 8).astype(np.uint8))
+        image = image.convert("RGB")
+    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path}: cannot be decoded ({error})") from error
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)

@@ -43,7 +43,8 @@ class Epochs:
             axis.plot(table["epoch"], mean, color=colour, linestyle=line, label=label)
             axis.fill_between(table["epoch"], mean - sem, mean + sem, color=colour, alpha=0.25, linewidth=0)
             tables.append(table)
-            notes.append(f"{label}, after epoch {len(table)}: {mean.iloc[-1]:.4f} ± {sem.iloc[-1]:.4f}")
+            error = f" ± {sem.iloc[-1]:.4f}" if len(run_ids.unique()) > 1 else ""
+            notes.append(f"{label}, after epoch {len(table)}: {mean.iloc[-1]:.4f}{error}")
         which = "test" if metric == _TEST else "validation"
         num_seeds = int(tables[0]["n"].iloc[0])
         axis.set_xlabel("epoch")
@@ -59,7 +60,7 @@ class Epochs:
             {
                 "epoch": range(1, len(curves.columns) + 1),
                 "mean": curves.mean(),
-                "sem": curves.sem().fillna(0.0),
+                "sem": curves.sem(),
                 "n": len(curves),
             }
         )

@@ -95,12 +95,13 @@ class NetworkPair:
     def _fitting(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The upstream network as configured, or as its library has it, whichever the state is of."""
         name, options = self.names["upstream"], self._options["upstream"]
-        num_classes = len(list(state.values())[-1])
+        makes: list[Callable[[int], nn.Module]] = [
+            lambda classes: self._network("upstream", classes),
+            lambda classes: library_network(name, num_classes=classes, **options),
+        ]
         reason = ""
-        for network in (
-            self._network("upstream", num_classes),
-            library_network(name, num_classes=num_classes, **options),
-        ):
+        for make in makes:
+            network = make(weights.num_classes(make(2), state))
             reason = weights.load(network, state)
             if not reason:
                 return network

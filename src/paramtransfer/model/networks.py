@@ -3,6 +3,7 @@
 from typing import Any
 
 import timm
+import torchvision
 from torch import nn
 from torchvision.models import ResNet, get_model, list_models
 from torchvision.models.vgg import VGG
@@ -19,10 +20,16 @@ def check_name(key: str, name: str) -> str:
     Raises:
         ValueError: neither has it.
     """
-    if name in list_models() or timm.is_model(name):
+    if name in torchvision_names() or timm.is_model(name):
         return name
     close = list(timm.list_models(f"*{name}*")[:3])
     raise refusal(key, name, f"a network of torchvision or timm{', such as ' + ', '.join(close) if close else ''}")
+
+
+def torchvision_names() -> list[str]:
+    """Torchvision's networks for classification."""
+    names: list[str] = list_models(module=torchvision.models)
+    return names
 
 
 def library_network(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -33,7 +40,7 @@ def library_network(name: str, *, pretrained: bool = False, **options: Any) -> n
         pretrained: whether to load the library's default weights.
         options: what the library takes, such as `num_classes` or timm's `drop_path_rate`.
     """
-    if name in list_models():
+    if name in torchvision_names():
         network: nn.Module = get_model(name, weights="DEFAULT" if pretrained else None, **options)
         return network
     return timm.create_model(name, pretrained=pretrained, **options)
@@ -62,8 +69,8 @@ def make_network(name: str, *, num_classes: int, stem: str, head: str, **options
 
 
 def _start_small(name: str, network: nn.Module) -> None:
-    if not isinstance(network, ResNet | timm.models.ResNet):
-        raise refusal("model.stem", "cifar", f"imagenet for {name}: only ResNets have the other one")
-    network.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    if not isinstance(network, ResNet | timm.models.ResNet) or not isinstance(network.conv1, nn.Conv2d):
+        raise refusal("model.stem", "cifar", f"imagenet for {name}: only plain ResNets have the other one")
+    network.conv1 = nn.Conv2d(3, network.conv1.out_channels, kernel_size=3, padding=1, bias=False)
     network.maxpool = nn.Identity()
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")

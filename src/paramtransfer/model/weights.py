@@ -11,9 +11,9 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import get_model_weights, list_models
+from torchvision.models import get_model_weights
 
-from paramtransfer.model.networks import library_network
+from paramtransfer.model.networks import library_network, torchvision_names
 
 KEY = "model.upstream.weights"
 DEFAULT = "DEFAULT"
@@ -70,12 +70,22 @@ def pretrained(name: str) -> nn.Module:
 
 
 def _where(name: str) -> str:
-    if name in list_models():
+    if name in torchvision_names():
         url = get_model_weights(name).DEFAULT.url
         return f"put {url} in {Path(torch.hub.get_dir()) / 'checkpoints'}"
     source = timm.get_pretrained_cfg(name)
     repository = getattr(source, "hf_hub_id", None) or "its repository"
     return f"run `hf download {repository}` where there is a network and copy its HF_HOME folder here"
+
+
+def num_classes(network: nn.Module, state: Mapping[str, Tensor]) -> int:
+    """How many classes a state has: the size of what has two in a network of two."""
+    sizes = [
+        len(state[name])
+        for name, tensor in network.state_dict().items()
+        if name in state and tensor.dim() and len(tensor) == 2 and state[name].dim()
+    ]
+    return sizes[-1] if sizes else 2
 
 
 def load(network: nn.Module, state: Mapping[str, Tensor]) -> str:

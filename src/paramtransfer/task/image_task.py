@@ -18,7 +18,6 @@ from paramtransfer.dataset.images import Images, Split
 from paramtransfer.randomness import stream
 from paramtransfer.stage import Side
 
-_TEST_BATCH = 500
 _CALIBRATION_BATCHES = 20
 
 
@@ -145,7 +144,7 @@ class ImageTask(LightningDataModule):
         return normalize(resize(values_BCHW, self.view.size), self.dataset.mean, self.dataset.std)
 
     def _in_order(self, name: str) -> list[tuple[Tensor, int]]:
-        batches = torch.split(torch.arange(len(self.parts[name].index_N)), _TEST_BATCH)
+        batches = torch.split(torch.arange(len(self.parts[name].index_N)), self.batch_size)
         return [(chosen_B, self._key(name, number)) for number, chosen_B in enumerate(batches)]
 
     def _key(self, name: str, number: int) -> int:
@@ -154,7 +153,8 @@ class ImageTask(LightningDataModule):
     def _loader(self, name: str, batches: Any) -> "DataLoader[Batch]":
         workers = self.dataset.num_workers
         pixels = _Pixels(self.parts[name])
-        return _Loader(pixels, batch_size=None, sampler=batches, num_workers=workers, persistent_workers=workers > 0)
+        stay = workers > 0 and name == "train"
+        return _Loader(pixels, batch_size=None, sampler=batches, num_workers=workers, persistent_workers=stay)
 
 
 class _Pixels(Dataset[Batch]):

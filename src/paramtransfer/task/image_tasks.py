@@ -59,7 +59,7 @@ class ImageTasks(ABC):
             "downstream": whole("task.downstream.epochs", downstream["epochs"], at_least=1),
         }
         self.noise = number("task.downstream.noise", downstream["noise"], at_least=0)
-        self.batch_size = whole("task.batch_size", batch_size, at_least=1)
+        self.batch_size = whole("task.batch_size", batch_size, at_least=2)
         self.val_share = share("task.val_share", val_share)
         self.padding = whole("task.padding", padding, at_least=0)
         self.input_size = None if input_size is None else whole("task.input_size", input_size, at_least=1)
@@ -92,6 +92,8 @@ class ImageTasks(ABC):
         if replicates != 1:
             raise refusal("replicates", replicates, "1 with images: sweep seed=0,1,2 for repetitions")
         dataset, classes = self.dataset_of(side), self.classes_of(side, seed)
+        if len(classes) < 2:
+            raise ValueError(f"task: must have at least two classes, not {len(classes)} as the {side}'s")
         noise = self.noise if side == "downstream" else 0.0
         return ImageTask(
             dataset=dataset,

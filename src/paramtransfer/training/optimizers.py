@@ -32,7 +32,7 @@ class MinibatchOptimizer(ABC):
         weight_decay: of weights with more than one dimension; biases and norms have none.
         schedule: `cosine`, down to zero, or `constant`.
         warmup_epochs: over which the step size grows linearly from zero.
-        inherited_lr_scale: what the step size of inherited tensors is multiplied by.
+        inherited_lr_scale: what the step size of tensors that inherited anything is multiplied by, fresh parts too.
 
     Raises:
         ValueError: an argument that is out of range, named by its configuration key.
@@ -73,8 +73,9 @@ class MinibatchOptimizer(ABC):
 
     def _groups(self, model: nn.Module, inherited: Collection[str]) -> list[dict[str, Any]]:
         groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+        exempt: Any = getattr(model, "no_weight_decay", set)()  # timm: position embeddings and their like
         for name, parameter in model.named_parameters():
-            decays, is_inherited = parameter.dim() > 1, name in inherited
+            decays, is_inherited = parameter.dim() > 1 and name not in exempt, name in inherited
             group = groups.setdefault(
                 (decays, is_inherited),
                 {

@@ -48,8 +48,8 @@ class Supervised(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What the curves of this epoch are made from."""
-        seconds = self.metrics["time/train"] + time.perf_counter() - self._started
-        checkpoint["so_far"] = {"seconds": seconds, "losses": self._losses}
+        within = time.perf_counter() - self._started if self._losses else 0.0  # none: the epoch has ended
+        checkpoint["so_far"] = {"seconds": self.metrics["time/train"] + within, "losses": self._losses}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on with it."""
@@ -60,6 +60,9 @@ class Supervised(LightningModule):
         """As the group `optim` says."""
         steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
         return self._optim.configure(self.model, inherited=self.inherited, steps=steps, epochs=epochs)
+
+    def on_train_start(self) -> None:
+        self._started = time.perf_counter()
 
     def on_train_epoch_start(self) -> None:
         self._started = time.perf_counter()
@@ -76,13 +79,18 @@ class Supervised(LightningModule):
         torch.manual_seed(batch.key)  # of dropout and its like: a function of seed and step alone
         np.random.seed(batch.key % 2**32)  # of timm's Mixup
 
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Scores of the classes."""
+        scores: Tensor = self.model(images_BCHW.to(self.dtype))
+        return scores
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._mix is not None:
             even = len(batch.labels_B) // 2 * 2  # timm mixes pairs
             images, targets = self._mix(batch.images[:even], batch.labels_B[:even])
-            loss = functional.cross_entropy(self.model(images), targets)
+            loss = functional.cross_entropy(self(images), targets)
         else:
-            predicted = self.model(batch.images)
+            predicted = self(batch.images)
             loss = functional.cross_entropy(predicted, batch.labels_B, label_smoothing=self._label_smoothing)
         self._losses.append(loss.detach())
         return loss
@@ -113,7 +121,7 @@ class Supervised(LightningModule):
         self.hits = torch.cat(self._right["test"])[None].cpu()
 
     def _count(self, name: str, batch: Batch) -> None:
-        right = self.model(batch.images).argmax(dim=1) == batch.labels_B
+        right = self(batch.images).argmax(dim=1) == batch.labels_B
         self._right.setdefault(name, []).append(right)
 
     def _log(self, name: str, value: float) -> None:

@@ -26,23 +26,22 @@ def inherit(plan: Plan, upstream: State, fresh: State, select: Select) -> tuple[
     state, rows = {}, []
     for pairing in plan:
         tensor = fresh[pairing.target].clone()
-        filters = of_filters = elements = 0
+        counted = [dim for dim, axis in enumerate(pairing.axes) if axis is not None and axis.filters]
+        filters = elements = 0
         if pairing.source is not None:
             sizes = zip(pairing.axes, pairing.shape, pairing.source_shape, strict=True)
             here, there = zip(*(select(*size) for size in sizes), strict=True)
             taken = upstream[pairing.source][torch.meshgrid(*there, indexing="ij")]
             tensor[torch.meshgrid(*here, indexing="ij")] = taken.to(tensor)
             elements = math.prod(len(index) for index in here)
-            for axis, size, index in zip(pairing.axes, pairing.shape, here, strict=True):
-                if axis is not None and axis.filters:
-                    filters, of_filters = len(index), size
+            filters = sum(len(here[dim]) for dim in counted)
         state[pairing.target] = tensor
         rows.append(
             Inherited(
                 target=pairing.target,
                 source=pairing.source,
                 filters=filters,
-                of_filters=of_filters,
+                of_filters=sum(pairing.shape[dim] for dim in counted),
                 elements=elements,
                 of_elements=tensor.numel(),
                 reason=pairing.reason,

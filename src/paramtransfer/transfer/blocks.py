@@ -37,6 +37,8 @@ def plan_blocks(
     for name in also:
         if name not in parts:
             raise ValueError(f"transfer.also={name}: must be among {', '.join(parts)}")
+    if not layers and not also:
+        raise ValueError("transfer.layers=[]: must name a block, or transfer.also a part")
     if layers:
         _check_heads(theirs[layers[0]], ours[into[0]])
     sources = {here: there for there, here in zip(layers, into, strict=True)}

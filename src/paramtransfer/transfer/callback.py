@@ -33,7 +33,7 @@ class ParameterTransfer(Callback):
         self._held: dict[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
+        if stage != "fit" or hasattr(self, "report"):  # once: a second fit goes on with what was trained
             return
         model: Any = pl_module.model
         self._start, self.report = self._rule(self._upstream, model, seed=self._seed)
@@ -53,8 +53,14 @@ class ParameterTransfer(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._rule.recalibrate and trainer.ckpt_path is None:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            if not hasattr(data, "calibration_batches"):
+                raise ValueError(
+                    "transfer.batchnorm=recalibrate: must be inherit or reset without an ImageTask as data"
+                )
             model: Any = pl_module.model
-            update_bn(data.calibration_batches(pl_module.device), model)
+            with torch.random.fork_rng():
+                torch.manual_seed(self._seed)  # of dropout and its like
+                update_bn(data.calibration_batches(pl_module.device), model)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:

@@ -77,7 +77,7 @@ def plan_filters(
                 source_shape = tuple(trained[source].shape)
                 reason = _mismatch(part.axes, shape, source, source_shape)
             pairings[part.tensor] = (
-                Pairing(target=part.tensor, shape=shape, reason=reason)
+                Pairing(target=part.tensor, shape=shape, axes=part.axes, reason=reason)
                 if reason
                 else Pairing(target=part.tensor, shape=shape, source=source, source_shape=source_shape, axes=part.axes)
             )
