@@ -12,14 +12,17 @@ import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 REPO = Path(__file__).parents[1]
 sys.path.insert(0, str(REPO / "tests"))  # it has the cluster, and jobs in processes that have imported everything
@@ -28,18 +31,26 @@ TINY = [
     *("task.upstream.num_samples=30", "task.upstream.steps=20"),
     *("task.downstream.num_samples=10", "task.downstream.steps=10"),
 ]
+IMAGES = [
+    *("replicates=1", "task=class_split", "dataset=image_folder", "task.ratio=1", "task.batch_size=8"),
+    *("task.upstream.epochs=800", "task.downstream.epochs=800", "task.downstream.noise=100"),
+    *("model=network_pair", "model.upstream.name=test_resnet", "model.downstream.name=test_resnet"),
+    *("+model.downstream.drop_rate=0.3", "optim=sgd", "optim.lr=0.01", "trainer=cpu", "trainer.progress=false"),
+    "trainer.checkpoint_minutes=0.02",
+]
 NUM_STARTS = 40
 NUM_SLURM_JOBS = 100
 NUM_RESTARTS = 5
+NUM_KILLS = 20
 
 
 def starts(folder: Path) -> str:
     """The same job, started 40 times at the same moment on one SQLite store: each stage is trained once."""
-    from shared_jobs import run_job
+    from shared_jobs import PRELOADED, run_job
 
     (folder / "gate").touch()
     processes = multiprocessing.get_context("forkserver")  # 40 imports would take minutes, and not start as one
-    processes.set_forkserver_preload(["paramtransfer.experiment", "paramtransfer.task.synthetic", "hydra", "mlflow"])
+    processes.set_forkserver_preload(PRELOADED)
     barrier, answers = processes.Barrier(NUM_STARTS), processes.Queue()
     started = [
         processes.Process(target=run_job, args=(TINY, folder, None, barrier, answers)) for _ in range(NUM_STARTS)
@@ -109,15 +120,52 @@ def restarts(folder: Path) -> str:
     return f"{NUM_RESTARTS} restarts of the tracking server in one run, {len(steps)} points, each once and in order"
 
 
-PARTS: dict[str, Callable[[Path], str]] = {"starts": starts, "slurm": slurm, "restarts": restarts}
+def kills(folder: Path) -> str:
+    """A job that trains a CNN is killed at 20 random moments: it ends as if it had never been, each point once."""
+    from image_files import write_folder
+
+    settings = [*IMAGES, f"dataset.root={write_folder(folder / 'photos', train=14, test=4)}"]
+    whole, killed = folder / "whole", folder / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    started = time.monotonic()
+    process = _start(whole, settings=settings)
+    while not any(whole.glob("mlruns/checkpoints/*/*.ckpt")):
+        _expect(process.poll(), None)
+        time.sleep(0.1)
+    until_trained = time.monotonic() - started
+    _expect(process.wait(), 0)
+    for _ in range(NUM_KILLS):
+        process = _start(killed, settings=settings)
+        time.sleep(random.uniform(until_trained / 2, until_trained + 8))
+        process.kill()
+        _expect(process.wait(), -signal.SIGKILL)
+    _expect(_start(killed, settings=settings).wait(), 0)
+
+    expected, ends = _ends(whole), _ends(killed)
+    _expect(ends.keys(), expected.keys())
+    for stage, (curves, weights) in ends.items():
+        _expect(curves, expected[stage][0])
+        _expect([weights[name].equal(tensor) for name, tensor in expected[stage][1].items()], [True] * len(weights))
+    outputs = "".join(path.read_text() for path in killed.glob("output-*.txt"))
+    points = sum(len(curves) for curves, _ in ends.values())
+    return (
+        f"{NUM_KILLS} SIGKILLs, {outputs.count('goes on where')} of them survived from a checkpoint; "
+        f"weights bit-equal, {points} points, each once and in order; {_runs(killed)}"
+    )
 
 
-def _start(folder: Path, *arguments: str, more: Sequence[str] = (), **variables: str) -> "subprocess.Popen[bytes]":
+PARTS: dict[str, Callable[[Path], str]] = {"starts": starts, "slurm": slurm, "restarts": restarts, "kills": kills}
+
+
+def _start(
+    folder: Path, *arguments: str, settings: Sequence[str] = TINY, more: Sequence[str] = (), **variables: str
+) -> "subprocess.Popen[bytes]":
     """`python train.py` in a folder with the smallest settings and one thread; its output goes to files there."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     with tempfile.NamedTemporaryFile(dir=folder, prefix="output-", suffix=".txt", delete=False) as output:
         return subprocess.Popen(
-            [sys.executable, str(REPO / "train.py"), *arguments, *TINY, *more],
+            [sys.executable, str(REPO / "train.py"), *arguments, *settings, *more],
             cwd=folder,
             env={**environment, "OMP_NUM_THREADS": "1", **variables},
             stdout=output,
@@ -134,6 +182,26 @@ def _runs(folder: Path) -> dict[str, int]:
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     return dict(Counter(f"{run.data.tags['stage']} {run.info.status}" for run in runs))
+
+
+def _ends(folder: Path) -> dict[str, tuple[list[Any], dict[str, Any]]]:
+    """What the finished run of each stage ended with: its points but those of time, in order, and its weights."""
+    import torch
+
+    ends = {}
+    with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
+        runs = store.execute(
+            "SELECT value, run_uuid, artifact_uri FROM runs JOIN tags USING (run_uuid)"
+            " WHERE key = 'stage' AND status = 'FINISHED'"
+        ).fetchall()
+        for stage, run_id, artifacts in runs:
+            curves = store.execute(
+                "SELECT key, step, value FROM metrics WHERE run_uuid = ? AND key NOT LIKE 'time/%' ORDER BY key, rowid",
+                [run_id],
+            ).fetchall()
+            path = Path(urlsplit(artifacts).path) / "result.pt"
+            ends[stage] = curves, torch.load(path, weights_only=True)["state"]
+    return ends
 
 
 def _expect(found: Any, expected: Any) -> None:

@@ -13,6 +13,7 @@ from paramtransfer.experiment import run
 from paramtransfer.tracking.store import Store
 from paramtransfer.training.solver import GramSolver
 
+PRELOADED = ["paramtransfer.experiment", "paramtransfer.task.synthetic", "hydra", "mlflow"]
 CONF = str(Path(__file__).parents[1] / "conf")
 GATE = "TEST_GATE"  # names a file: a training waits until it is there, and fails with what it says
 
@@ -27,6 +28,14 @@ class GatedSolver(GramSolver):
         if reason := gate.read_text():
             raise RuntimeError(reason)
         super().advance(num_steps)
+
+
+def compose_and_run(overrides: list[str], folder: Path) -> None:
+    """Run the job that a command line describes, with the store in a folder."""
+    register_resolvers()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        job = make_job(compose("config", overrides))
+    run(job, Store(folder), tags={})
 
 
 def run_job(overrides: list[str], folder: Path, uri: str | None, barrier: Any, answers: "Queue[Any]") -> None:

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 from conftest import TINY
-from shared_jobs import run_job
+from shared_jobs import PRELOADED, run_job
 
 from paramtransfer.tracking.claims import SharedStageError
 from paramtransfer.tracking.store import Store
 
 STAGES = {"upstream", "baseline", "downstream"}
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["paramtransfer.experiment", "paramtransfer.task.synthetic", "hydra", "mlflow"])
+PROCESSES.set_forkserver_preload(PRELOADED)
 
 Fixture = Callable[..., Any]
 

@@ -1,7 +1,10 @@
 """An interrupted training goes on where it was, as if nothing had happened."""
 
+import multiprocessing
+import random
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,15 @@ import pytest
 import torch
 from image_files import write_folder
 from pytorch_lightning import LightningModule
+from shared_jobs import PRELOADED, compose_and_run
 
 from paramtransfer.experiment import run
 from paramtransfer.tracking.store import Store
 from paramtransfer.training.full_batch import FullBatchTraining
 from paramtransfer.training.supervised import Supervised
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(PRELOADED)
 
 Fixture = Callable[..., Any]
 
@@ -122,3 +129,37 @@ def test_damaged_checkpoint_is_passed_over(
     assert "cannot be read" in caplog.text
     for stage, result in results.items():
         assert all(torch.equal(tensor, expected[stage].state[name]) for name, tensor in result.state.items())
+
+
+def test_killed_training_ends_as_if_uninterrupted(
+    tmp_path: Path, compose_job: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL at three random moments: the same weights, and every point of the curves once."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = write_folder(tmp_path / "root", train=14, test=4)
+    more = ["task.downstream.epochs=60", "trainer.progress=false", "trainer.checkpoint_minutes=0.005"]
+    settings = [*CNN, *more, f"dataset.root={root}"]
+    whole, killed = Store(tmp_path / "whole"), Store(tmp_path / "killed")
+    expected = run(compose_job(*settings), whole, tags={})
+
+    for _ in range(3):
+        before = _checkpoints(tmp_path)
+        process = PROCESSES.Process(target=compose_and_run, args=(settings, tmp_path / "killed"))
+        process.start()
+        deadline = time.monotonic() + 60
+        while not _checkpoints(tmp_path) - before:
+            assert process.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 1))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    for stage, result in run(compose_job(*settings), killed, tags={}).items():
+        assert all(torch.equal(tensor, expected[stage].state[name]) for name, tensor in result.state.items())
+        assert curves(killed, result.run_id) == curves(whole, expected[stage].run_id)
+
+
+def _checkpoints(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("killed/checkpoints/*/*.ckpt")}

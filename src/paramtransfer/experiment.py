@@ -196,9 +196,10 @@ def _train(job: Job, stage: Stage, store: Store, run_id: str, results: Mapping[S
     if stage == "downstream":
         state = results["upstream"].state if "upstream" in results else None
         inheritance = ParameterTransfer(job.transfer, job.model.upstream(state, data), seed=job.seed)
-    checkpoints = Checkpoints(store.checkpoints(run_id), minutes=job.trainer.checkpoint_minutes)
+    logger, minutes = store.logger(run_id), job.trainer.checkpoint_minutes
+    checkpoints = Checkpoints(store.checkpoints(run_id), minutes=minutes, before=logger.flush)
     callbacks: list[Callback] = [*([inheritance] if inheritance else []), checkpoints]  # held tensors first
-    trainer = job.trainer(stage, epochs=data.epochs, logger=store.logger(run_id), callbacks=callbacks)
+    trainer = job.trainer(stage, epochs=data.epochs, logger=logger, callbacks=callbacks)
     trainer.fit(module, data, ckpt_path=checkpoints.latest(), weights_only=True)
     trainer.test(module, data, verbose=False)
 

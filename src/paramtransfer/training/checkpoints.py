@@ -3,6 +3,7 @@
 import logging
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ class Checkpoints(Callback):
     Args:
         folder: where the checkpoints of one run lie.
         minutes: time between two of them.
+        before: what must be safe before a step is: the curves up to it.
     """
 
-    def __init__(self, folder: Path, *, minutes: float) -> None:
+    def __init__(self, folder: Path, *, minutes: float, before: Callable[[], object]) -> None:
         self._folder = folder
         self._seconds = 60 * minutes
+        self._before = before
         self._last = 0.0
         self._arrived: int | None = None
         self._handlers: dict[int, Any] = {}
@@ -89,8 +92,7 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        if trainer.logger is not None:
-            trainer.logger.save()
+        self._before()
         path = self._folder / f"{time.time_ns()}.ckpt"
         half = path.with_suffix(".half")
         try:
