@@ -30,6 +30,15 @@ class GatedSolver(GramSolver):
         super().advance(num_steps)
 
 
+class SlowSolver(GramSolver):
+    """Takes its time until the gate is open."""
+
+    def advance(self, num_steps: int) -> None:
+        if not Path(os.environ[GATE]).exists():
+            time.sleep(0.1)
+        super().advance(num_steps)
+
+
 def compose_and_run(overrides: list[str], folder: Path) -> None:
     """Run the job that a command line describes, with the store in a folder."""
     register_resolvers()

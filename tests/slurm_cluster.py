@@ -46,10 +46,10 @@ PartitionName=tests Nodes={host} Default=YES MaxTime=INFINITE State=UP
 # What submitit reads of sacct: a line for each job or element of an array.
 _SACCT = """#!/bin/sh
 echo 'JobID|State|NodeList'
-scontrol show job -o 2>/dev/null | sed -n 's/^/ /; {
-  s/.* ArrayJobId=\\([0-9]*\\) ArrayTaskId=\\([^ ]*\\) .* JobState=\\([A-Z_]*\\) .*/\\1_\\2|\\3|/p; t
-  s/.* JobId=\\([0-9]*\\) .* JobState=\\([A-Z_]*\\) .*/\\1|\\2|/p
-}'
+scontrol show job -o 2>/dev/null | sed -n '
+  s/^JobId=.* ArrayJobId=\\([0-9]*\\) ArrayTaskId=\\([^ ]*\\) .* JobState=\\([A-Z_]*\\) .*/\\1_\\2|\\3|/p; t
+  s/^JobId=\\([0-9]*\\) .* JobState=\\([A-Z_]*\\) .*/\\1|\\2|/p
+'
 """
 
 

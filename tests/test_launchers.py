@@ -126,6 +126,48 @@ def test_twelve_slurm_jobs(
     assert set(re.findall(r"\d+ threads", _output(tmp_path))) == {"1 threads"}
 
 
+def test_preempted_job_goes_on(
+    slurm: dict[str, str], tmp_path: Path, start: Fixture, runs_of: Fixture, client_of: Fixture
+) -> None:
+    """After submitit's signal and after SLURM's own requeue, in the same run, without missing or repeating a point."""
+    command = ["-m", "alpha=0.5", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
+    command += ["solver._target_=shared_jobs.SlowSolver", "trainer.checkpoint_minutes=60"]
+    more = ["task.upstream.steps=1000", "task.curve_points=1000"]
+    gate, goes_on = tmp_path / "gate", "goes on where it was interrupted"
+    variables = {**slurm, "PYTHONPATH": _path(TESTS), "TEST_GATE": str(gate)}
+
+    def slurm_says(*arguments: str) -> str:
+        return subprocess.check_output(arguments, env={**os.environ, **slurm}, text=True)
+
+    def num_points() -> int:
+        runs = runs_of(tmp_path).get("upstream", [])
+        return len(client_of(tmp_path).get_metric_history(runs[0].info.run_id, "train/loss")) if runs else 0
+
+    with start(tmp_path, *command, more=more, **variables) as process:
+        try:
+            _until(lambda: any(tmp_path.glob("mlruns/hydra/*/*/.submitit/*")), process)
+            _until(lambda: num_points() > 0, process)
+            (job,) = re.findall(r"^(\d+)\|RUNNING", slurm_says("sacct"), re.MULTILINE)
+            for number, interrupt in enumerate((["scancel", "--signal=USR2"], ["scontrol", "requeue"]), start=1):
+                slurm_says(*interrupt, job)
+                _until(lambda: f"{job}|PENDING" in slurm_says("sacct"), process)
+                slurm_says("scontrol", "update", f"JobId={job}", "StartTime=now")  # not in two minutes
+                _until(lambda number=number: _output(tmp_path).count(goes_on) == number, process)
+                before = num_points()
+                _until(lambda before=before: num_points() > before, process)
+            gate.touch()
+            _, stderr = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 0, stderr
+    runs = runs_of(tmp_path)
+    (upstream,) = runs["upstream"]
+    assert {runs[stage][-1].info.status for stage in runs} == {"FINISHED"}
+    points = client_of(tmp_path).get_metric_history(upstream.info.run_id, "train/loss")
+    assert [point.step for point in points] == list(range(1, 1001))
+    assert [job["error"] for job in _sweep(runs)[1]] == [None]
+
+
 def test_sqlite_store_of_another_machine_is_refused(slurm: dict[str, str], tmp_path: Path, train: Fixture) -> None:
     """A job on another machine than the one that started the sweep is refused where the store is a SQLite file."""
     submitting = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]

@@ -56,6 +56,9 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last = time.monotonic()
+        self._take_signals()
+
+    def _take_signals(self) -> None:
         for number in _SIGNALS:
             handler = signal.getsignal(number)
             if callable(handler):  # nobody's own idea of a signal is changed
@@ -76,8 +79,10 @@ class Checkpoints(Callback):
         if arrived is not None or time.monotonic() - self._last > self._seconds:
             self._save(trainer)
         if arrived is not None:
+            self._arrived = None
             self._give_back()
             signal.raise_signal(arrived)
+            self._take_signals()  # it was ignored, as submitit does with SIGTERM
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_back()
