@@ -133,6 +133,7 @@ def _steps(
     training = SupervisedTraining(optim=optim, label_smoothing=0, mixup=0, cutmix=0)
     trainers = StageTrainer(
         accelerator=_TRAINER[bench.device],
+        devices=1,
         precision="32-true",
         channels_last=False,
         compile=False,

@@ -125,11 +125,14 @@ def _print_preview(configs: Sequence[DictConfig]) -> None:
 
 def _run_alone(config: DictConfig) -> None:
     from paramtransfer.config import make_job
-    from paramtransfer.experiment import plan, run
+    from paramtransfer.experiment import RANKS, follow, plan, run
     from paramtransfer.figures.job_table import print_job
     from paramtransfer.tracking.store import open_store
 
     job = make_job(config)
+    if job.trainer.ranks.rank > 0:
+        follow(job, _FOLDER / RANKS)
+        return
     store = open_store(_FOLDER)
     results = run(job, store, tags={})
     print_job(job, results, plan(job), seconds=time.monotonic() - _STARTED)
@@ -138,13 +141,16 @@ def _run_alone(config: DictConfig) -> None:
 
 def _run_in_sweep(config: DictConfig, sweep_id: str) -> None:
     from paramtransfer.config import make_job
-    from paramtransfer.experiment import run
+    from paramtransfer.experiment import RANKS, follow, run
     from paramtransfer.figures.job_table import print_job_line
     from paramtransfer.tracking.store import open_store
     from paramtransfer.tracking.sweep import JobRecord, check_host, record_job, sweep_of_job, tags_of
 
     num = int(HydraConfig.get().job.num)
     overrides = _overrides(config, list(HydraConfig.get().overrides.task))
+    if os.environ.get("SLURM_PROCID", "0") != "0" and (job := make_job(config)).trainer.ranks.rank > 0:
+        follow(job, _FOLDER / RANKS)
+        return
     store = open_store(_FOLDER)
     sweep = sweep_of_job(store, sweep_id)
     try:

@@ -197,6 +197,8 @@ def _make_job(config: DictConfig) -> "Job":
     objects = {"dataset": dataset, "task": tasks, "model": model}
     unused = {group: getattr(value, "unused", {}) for group, value in objects.items()}
     tasks.check(transfer, root.seed, root.replicates)
+    for side in {SIDES[stage] for stage in stages}:
+        trainer.check(tasks.data(side, seed=root.seed, replicates=root.replicates))
     return Job(
         tasks=tasks,
         model=model,

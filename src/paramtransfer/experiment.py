@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from paramtransfer.checks import ConfigError
@@ -16,10 +18,14 @@ from paramtransfer.stage import SIDES, Side, Stage
 from paramtransfer.tracking.claims import claim, wait_for
 from paramtransfer.tracking.store import Store, as_json
 from paramtransfer.training.checkpoints import Checkpoints
+from paramtransfer.training.ranks import Order
 from paramtransfer.training.trainer import StageTrainer
 from paramtransfer.transfer.callback import ParameterTransfer
 from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.rules import TransferRule
+
+RANKS = "ranks"
+"""Under the store's folder: where srun's tasks find what rank 0 hands over."""
 
 
 class Tasks(Protocol):
@@ -101,7 +107,7 @@ def run(job: Job, store: Store, *, tags: Mapping[str, str]) -> dict[Stage, Stage
     foreign = _foreign(job, store)
     results: dict[Stage, StageResult] = {}
     run_ids: dict[Stage, str] = {}
-    with store.closing() as opened:
+    with job.trainer.ranks.leading(job.config, store.folder / RANKS), store.closing() as opened:
         for stage in job.stages:
             run_ids[stage] = _claim(job, stage, store, opened, run_ids, tags)
         for stage in job.stages:
@@ -188,20 +194,12 @@ def _name(job: Job, stage: Stage) -> str:
 
 def _train(job: Job, stage: Stage, store: Store, run_id: str, results: Mapping[Stage, StageResult]) -> StageResult:
     """Train and test one stage in a Lightning training of its own."""
-    data = job.tasks.data(SIDES[stage], seed=job.seed, replicates=job.replicates)
-    data.test_every_epoch = job.trainer.test_every_epoch
-    model = job.trainer.prepare(job.model.build(data))
-    module: Any = job.training(model)
-    inheritance = None
-    if stage == "downstream":
-        state = results["upstream"].state if "upstream" in results else None
-        inheritance = ParameterTransfer(job.transfer, job.model.upstream(state, data), seed=job.seed)
     logger, minutes = store.logger(run_id), job.trainer.checkpoint_minutes
     checkpoints = Checkpoints(store.checkpoints(run_id), minutes=minutes, before=logger.flush)
-    callbacks: list[Callback] = [*([inheritance] if inheritance else []), checkpoints]  # held tensors first
-    trainer = job.trainer(stage, epochs=data.epochs, logger=logger, callbacks=callbacks)
-    trainer.fit(module, data, ckpt_path=checkpoints.latest(), weights_only=True)
-    trainer.test(module, data, verbose=False)
+    upstream = results["upstream"].state if stage == "downstream" and "upstream" in results else None
+    order = Order(stage=stage, upstream=upstream, checkpoint=checkpoints.latest())
+    job.trainer.ranks.hand_over(order)
+    module, inheritance = _fit_and_test(job, order, logger, checkpoints)
 
     hits_RN: Tensor = module.hits
     test = accuracy(hits_RN)
@@ -217,10 +215,43 @@ def _train(job: Job, stage: Stage, store: Store, run_id: str, results: Mapping[S
         files["transfer.json"] = as_json(inheritance.report.as_dict())
         verdict = job.tasks.verdict(job.transfer.alpha if "upstream" in job.stages else 0.0)
         files |= {"theory.txt": f"{verdict}\n"} if verdict else {}
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu() for name, tensor in module.model.state_dict().items()}
     inherited = inheritance.report.summary if inheritance is not None else ""
     links = {other: store.link(other, found.run_id) for other, found in results.items()}
     description = describe(stage, metrics, hits_RN.shape, inherited=inherited, links=links)
     store.finish(run_id, metrics=metrics, result=_result(state, hits_RN), files=files, description=description)
     checkpoints.clear()
     return StageResult(run_id=run_id, metrics=metrics, state=state, hits_RN=hits_RN, reused=False)
+
+
+def _fit_and_test(
+    job: Job, order: Order, logger: Logger | None, checkpoints: Checkpoints
+) -> tuple[Any, ParameterTransfer | None]:
+    """One Lightning training, of every rank; the trained module, and what it inherited."""
+    data = job.tasks.data(SIDES[order.stage], seed=job.seed, replicates=job.replicates)
+    data.test_every_epoch = job.trainer.test_every_epoch
+    module: Any = job.training(job.trainer.prepare(job.model.build(data)))
+    inheritance = None
+    if order.stage == "downstream":
+        inheritance = ParameterTransfer(job.transfer, job.model.upstream(order.upstream, data), seed=job.seed)
+    callbacks: list[Callback] = [*([inheritance] if inheritance else []), checkpoints]  # held tensors first
+    trainer = job.trainer(order.stage, epochs=data.epochs, logger=logger, callbacks=callbacks)
+    trainer.fit(module, data, ckpt_path=order.checkpoint, weights_only=True)
+    trainer.test(module, data, verbose=False)
+    return module, inheritance
+
+
+def follow(job: Job, folder: Path, *, rank: int | None = None) -> None:
+    """Train along with rank 0, which alone knows the store.
+
+    Args:
+        job: the same as rank 0's.
+        folder: where it hands its stages over.
+        rank: the own one, if rank 0 has started this process.
+    """
+
+    def train(order: Order) -> None:
+        checkpoints = Checkpoints(folder, minutes=job.trainer.checkpoint_minutes, before=lambda: None)
+        _fit_and_test(job, order, None, checkpoints)
+
+    job.trainer.ranks.follow(folder, train, rank=rank)

@@ -129,8 +129,12 @@ class ImageTask(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augmentation, noise, size and normalization, on the device that the batch is on."""
-        training: bool = self.trainer.training  # type: ignore[union-attr]
-        return Batch(self._seen(batch.images, batch.key, augment=training), batch.labels_B, batch.key)
+        trainer: Any = self.trainer
+        images = self._seen(batch.images, batch.key, augment=trainer.training)
+        if not trainer.training:
+            return Batch(images, batch.labels_B, batch.key)
+        own = slice(trainer.global_rank, None, trainer.world_size)  # now, for the draws are the whole batch's
+        return Batch(images[own], batch.labels_B[own], batch.key)
 
     def _seen(self, pixels_BCHW: Tensor, key: int, *, augment: bool) -> Tensor:
         generator = torch.Generator(pixels_BCHW.device).manual_seed(key)
@@ -194,4 +198,4 @@ class _Order(Sampler[tuple[Tensor, int]]):
         order_N = torch.from_numpy(task.stream("order", epoch).permutation(self._num_images))
         for number in range(done, len(self)):
             chosen_B = order_N[number * task.batch_size : (number + 1) * task.batch_size]
-            yield chosen_B[trainer.global_rank :: trainer.world_size], task._key("batch", epoch * len(self) + number)
+            yield chosen_B, task._key("batch", epoch * len(self) + number)

@@ -47,6 +47,7 @@ class Store:
             not take is kept, under `undelivered/`.
 
     Attributes:
+        folder: the absolute one.
         client: MLflow's; its calls wait up to a minute where the store is away, and then raise a `StoreError`.
 
     Raises:
@@ -58,6 +59,7 @@ class Store:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "paramtransfer")
         self._raw_client, self.experiment_id = connect.connect(self.uri, name)
         self.client = cast(MlflowClient, PatientClient(self._raw_client, self.uri))
+        self.folder = folder.absolute()
         self._undelivered = folder.absolute() / "undelivered"
         self._checkpoints = folder.absolute() / "checkpoints"
         self._outboxes: dict[str, Outbox] = {}

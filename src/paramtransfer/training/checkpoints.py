@@ -76,7 +76,8 @@ class Checkpoints(Callback):
 
     def _save_if_due(self, trainer: Trainer) -> None:
         arrived = self._arrived
-        if arrived is not None or time.monotonic() - self._last > self._seconds:
+        is_due = arrived is not None or time.monotonic() - self._last > self._seconds
+        if trainer.strategy.reduce_boolean_decision(is_due, all=False):  # all ranks save together
             self._save(trainer)
         if arrived is not None:
             self._arrived = None
@@ -96,6 +97,10 @@ class Checkpoints(Callback):
         self._handlers = {}
 
     def _save(self, trainer: Trainer) -> None:
+        self._last = time.monotonic()
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self._folder)  # it writes nothing, but waits for rank 0
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         self._before()
         path = self._folder / f"{time.time_ns()}.ckpt"
@@ -104,8 +109,8 @@ class Checkpoints(Callback):
             trainer.save_checkpoint(half)
             half.replace(path)
         except OSError as error:
+            trainer.strategy.barrier()  # where the others wait
             half.unlink(missing_ok=True)
             log.warning(f"{path}: no checkpoint can be written ({error}); the training goes on without")
         for old in sorted(self._folder.glob("*.ckpt"))[:-_KEPT]:
             old.unlink()
-        self._last = time.monotonic()

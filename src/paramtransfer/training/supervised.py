@@ -76,7 +76,7 @@ class Supervised(LightningModule):
             )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(batch.key)  # of dropout and its like: a function of seed and step alone
+        torch.manual_seed(batch.key + self.global_rank)  # of dropout and its like: a function of seed and step alone
         np.random.seed(batch.key % 2**32)  # of timm's Mixup
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Supervised(LightningModule):
 
     def on_validation_start(self) -> None:
         self._right = {}
-        loss = torch.stack(self._losses).mean().item()  # waits for the device
+        loss = float(self.trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean"))  # of all ranks
         self._losses = []
         self.metrics["time/train"] += time.perf_counter() - self._started
         if not math.isfinite(loss):
@@ -126,7 +126,7 @@ class Supervised(LightningModule):
 
     def _log(self, name: str, value: float) -> None:
         """To the progress bar and, after so many steps, to the run."""
-        self.log(name.rpartition("/")[2], value, prog_bar=True, logger=False, add_dataloader_idx=False)
+        self.log(name.rpartition("/")[2], value, prog_bar=True, logger=False, add_dataloader_idx=False, sync_dist=True)
         if self.logger is not None:
             self.logger.log_metrics({name: value}, step=self.global_step)
 

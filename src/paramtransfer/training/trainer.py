@@ -5,14 +5,14 @@ import warnings
 from typing import Any
 
 import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from paramtransfer.checks import choice, flag, number, refusal
+from paramtransfer.checks import choice, flag, number, refusal, whole
 from paramtransfer.stage import Stage
+from paramtransfer.training.ranks import Ranks, num_tasks
 
 # Lightning's own use of a function that torch 2.14 deprecates.
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
@@ -60,6 +60,7 @@ class StageTrainer:
 
     Args:
         accelerator: `cpu`, `gpu` (a CUDA device) or `auto`, a CUDA device where there is one.
+        devices: how many processes train a network together, each with a device of its own.
         precision: Lightning's name of the precision: `32-true`, `64-true` or, for networks, `bf16-mixed`.
         progress: whether a progress bar runs during training.
         channels_last: whether images lie in memory by pixel, not by channel.
@@ -69,6 +70,7 @@ class StageTrainer:
 
     Attributes:
         device: `cpu` or `cuda`: where a stage trains.
+        ranks: the processes that train it.
 
     Raises:
         ValueError: an argument that is out of range or not there, named by its configuration key.
@@ -78,6 +80,7 @@ class StageTrainer:
         self,
         *,
         accelerator: str,
+        devices: int,
         precision: str,
         channels_last: bool,
         compile: bool,
@@ -88,7 +91,6 @@ class StageTrainer:
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         self._settings: dict[str, Any] = {
             "accelerator": "cpu" if self._on_cpu(accelerator) else "cuda",
-            "devices": 1,
             "precision": choice("trainer.precision", precision, _PRECISIONS),
         }
         self._channels_last = flag("trainer.channels_last", channels_last)
@@ -97,6 +99,27 @@ class StageTrainer:
         self.checkpoint_minutes = number("trainer.checkpoint_minutes", checkpoint_minutes, at_least=0)
         self.test_every_epoch = flag("trainer.test_every_epoch", test_every_epoch)
         self.device: str = self._settings["accelerator"]
+        self.ranks = Ranks(size=self._num_devices(devices), device=self.device)
+
+    def _num_devices(self, devices: int) -> int:
+        number = whole("trainer.devices", devices, at_least=1)
+        if number > 1 and num_tasks() not in (1, number):
+            raise refusal("trainer.devices", devices, f"{num_tasks()}, the number of tasks that srun has started")
+        if self.device == "cuda" and number > torch.cuda.device_count() and num_tasks() == 1:
+            raise refusal("trainer.devices", devices, f"at most {torch.cuda.device_count()}, the number of GPUs here")
+        return number
+
+    def check(self, data: Any) -> None:
+        """Refuse what several processes cannot train as one would.
+
+        Raises:
+            ValueError: names the key.
+        """
+        size = self.ranks.size
+        if size > 1 and not hasattr(data, "batch_size"):
+            raise refusal("trainer.devices", size, "1 with task=synthetic, whose steps are on all samples at once")
+        if size > 1 and data.batch_size % size:
+            raise refusal("task.batch_size", data.batch_size, f"a multiple of trainer.devices={size}")
 
     @staticmethod
     def _on_cpu(accelerator: str) -> bool:
@@ -113,16 +136,19 @@ class StageTrainer:
             model.compile()
         return model
 
-    def __call__(self, stage: Stage, *, epochs: int, logger: Logger, callbacks: list[Callback]) -> Trainer:
-        progress: list[Callback] = [StageProgress(stage)] if self._progress else []
+    def __call__(self, stage: Stage, *, epochs: int, logger: Logger | None, callbacks: list[Callback]) -> Trainer:
+        progress: list[Callback] = [StageProgress(stage)] if self._progress and self.ranks.rank == 0 else []
         return Trainer(
             **self._settings,
             **_QUIET,
-            plugins=LightningEnvironment(),  # one device, whatever a cluster has started
+            strategy="ddp" if self.ranks.size > 1 else "auto",
+            devices=self.ranks.size // self.ranks.num_nodes,
+            num_nodes=self.ranks.num_nodes,
+            plugins=self.ranks.environment(),  # as many devices as are asked for, whatever a cluster has started
             max_epochs=epochs,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             log_every_n_steps=1,
-            logger=logger,
+            logger=logger or False,
             callbacks=[*progress, *callbacks],
         )
