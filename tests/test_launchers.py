@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,15 @@ from urllib.parse import urlsplit
 import joblib
 import pandas as pd
 import pytest
+from image_files import write_folder
 from slurm_cluster import cancel_jobs, slurm_cluster, why_not
 
 TESTS = Path(__file__).parent
+IMAGES = [
+    *("task=class_split", "dataset=image_folder", "task.ratio=1", "task.batch_size=8", "task.upstream.epochs=2"),
+    *("task.downstream.epochs=2", "model=network_pair", "model.upstream.name=test_resnet", "optim=sgd"),
+    *("model.downstream.name=test_resnet", "optim.lr=0.01", "trainer.accelerator=cpu", "trainer.progress=false"),
+]
 REQUIRED = "PARAMTRANSFER_REQUIRE_SLURM"  # where it is set, tests without SLURM fail
 
 Fixture = Callable[..., Any]
@@ -166,6 +173,25 @@ def test_preempted_job_goes_on(
     points = client_of(tmp_path).get_metric_history(upstream.info.run_id, "train/loss")
     assert [point.step for point in points] == list(range(1, 1001))
     assert [job["error"] for job in _sweep(runs)[1]] == [None]
+
+
+def test_one_task_for_each_rank(slurm: dict[str, str], tmp_path: Path, runs_of: Fixture) -> None:
+    """srun's tasks are the ranks of one job: none starts others, and there is one run for each stage."""
+    root = write_folder(tmp_path / "photos", train=14, test=4)
+    command = ["srun", "--ntasks-per-node=2", "--kill-on-bad-exit", sys.executable, str(TESTS.parent / "train.py")]
+    process = subprocess.run(
+        [*command, *IMAGES, f"dataset.root={root}", "trainer=ddp"],
+        cwd=tmp_path,
+        env={**os.environ, **slurm, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    runs = runs_of(tmp_path)
+    assert _numbers(runs) == {"upstream": 1, "baseline": 1, "downstream": 1}
+    assert {runs[stage][0].info.status for stage in runs} == {"FINISHED"}
+    assert process.stdout.count("Done in") == 1
 
 
 def test_sqlite_store_of_another_machine_is_refused(slurm: dict[str, str], tmp_path: Path, train: Fixture) -> None:

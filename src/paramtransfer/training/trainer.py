@@ -1,6 +1,7 @@
 """The Lightning Trainer that a stage is handed to."""
 
 import logging
+import os
 import warnings
 from typing import Any
 
@@ -105,6 +106,8 @@ class StageTrainer:
         number = whole("trainer.devices", devices, at_least=1)
         if number > 1 and num_tasks() not in (1, number):
             raise refusal("trainer.devices", devices, f"{num_tasks()}, the number of tasks that srun has started")
+        if number > 1 and num_tasks() > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:  # Lightning asks for it
+            raise refusal("trainer.devices", devices, "started with srun's --ntasks-per-node instead of --ntasks")
         if self.device == "cuda" and number > torch.cuda.device_count() and num_tasks() == 1:
             raise refusal("trainer.devices", devices, f"at most {torch.cuda.device_count()}, the number of GPUs here")
         return number
