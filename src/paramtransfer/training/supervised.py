@@ -49,7 +49,8 @@ class Supervised(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What the curves of this epoch are made from."""
         within = time.perf_counter() - self._started if self._losses else 0.0  # none: the epoch has ended
-        checkpoint["so_far"] = {"seconds": self.metrics["time/train"] + within, "losses": self._losses}
+        losses = list(self._mean_over_ranks()) if self._losses else []
+        checkpoint["so_far"] = {"seconds": self.metrics["time/train"] + within, "losses": losses}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on with it."""
@@ -97,7 +98,7 @@ class Supervised(LightningModule):
 
     def on_validation_start(self) -> None:
         self._right = {}
-        loss = float(self.trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean"))  # of all ranks
+        loss = self._mean_over_ranks().mean().item()  # waits for the device
         self._losses = []
         self.metrics["time/train"] += time.perf_counter() - self._started
         if not math.isfinite(loss):
@@ -119,6 +120,11 @@ class Supervised(LightningModule):
 
     def on_test_end(self) -> None:
         self.hits = torch.cat(self._right["test"])[None].cpu()
+
+    def _mean_over_ranks(self) -> Tensor:
+        """The loss of each step of this epoch."""
+        losses: Tensor = self.trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean")
+        return losses
 
     def _count(self, name: str, batch: Batch) -> None:
         right = self(batch.images).argmax(dim=1) == batch.labels_B
