@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import huggingface_hub.constants
 import pandas as pd
 import pytest
+import timm
 import torch
 from image_files import is_for_images, write_cifar, write_folder
 from omegaconf import OmegaConf
@@ -173,6 +174,7 @@ def test_divergence_ends_with_a_sentence(tmp_path: Path, job: Fixture) -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
+        (["task.target_classes=[cat,dog,bird,deer,frog,ship]"], r"task=class_split: must have at least 12 classes"),
         (["task.batch_size=1"], r"task\.batch_size=1: must be a whole number of at least 2"),
         (["replicates=3"], r"replicates=3: must be 1 with images: sweep seed"),
         (["model.upstream.name=resnet3"], r"model\.upstream\.name=resnet3: must be a network of torchvision or timm"),
@@ -197,6 +199,7 @@ def test_wrong_settings_are_refused(overrides: list[str], sentence: str, job: Fi
         ("dataset=signal_noise", r"dataset=SignalNoise: must be image_folder"),
         ("model=two_layer_cnn", r"model=TwoLayerCNNs: must be a pair of image networks"),
         ("optim=gd", r"optim=GradientDescent: must be sgd or adamw"),
+        ("task=whole", r"task\.upstream\.dataset=null: must be another dataset with task=whole, or model\.upstream"),
     ],
 )
 def test_groups_that_are_not_for_images_are_refused(
@@ -213,11 +216,13 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path, job: Fixtur
     store = Store(tmp_path)
     torch.save({"conv.weight": torch.zeros(3, 3)}, tmp_path / "other.pt")
     torch.save([1, 2], tmp_path / "list.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
     (tmp_path / "text.pt").write_text("no checkpoint")
     for name, sentence in (
         ("other", "must be weights of test_resnet, but it has no conv1"),
         ("list", "must be a checkpoint of tensors by name"),
         ("text", "cannot be read as a checkpoint"),
+        ("model", r".*save model\.state_dict\(\), not the model"),
     ):
         with pytest.raises(ConfigError, match=rf"model\.upstream\.weights=\S*{name}\.pt: {sentence}"):
             run(job(f"model.upstream.weights={tmp_path}/{name}.pt"), store, tags={})
@@ -267,7 +272,8 @@ def test_every_option_makes_a_job(
         source = datasets.CIFAR10 if option == "dataset=cifar10" else datasets.CIFAR100
         where = write_cifar(root.parent / source.__name__, source, monkeypatch, per_class=2)
     blocks = ["transfer=layers"] if "vit" in option or "deit" in option else []
-    made = compose_job(*IMAGES, option, *blocks, f"dataset.root={where}")
+    alone = ["transfer=none"] if option == "task=whole" else []
+    made = compose_job(*IMAGES, option, *blocks, *alone, f"dataset.root={where}")
     assert made.stages.keys() >= {"baseline", "downstream"}
 
 
@@ -278,7 +284,7 @@ EXPERIMENTS = {
     "table1_cifar100": [PAIR, "task.ratio=2", "seed=0"],
     "fig3": ["task.downstream.noise=0,10", "seed=0"],
     "sources": ["task.ratio=1,2", "seed=0"],
-    "own_images": ["model.upstream.weights=null", "dataset.size=32"],
+    "own_images": ["model.upstream.weights=weights.pt", "dataset.size=32"],
     "fig4": ["seed=0,1", "dataset.per_class=4", "transfer.layers=[3,4,5]"],
 }
 
@@ -291,6 +297,7 @@ def test_every_experiment_runs(
     data = write_cifar(tmp_path / "data", datasets.CIFAR100, monkeypatch, per_class=4) if "100" in experiment else root
     small = ["task.upstream.epochs=1", "task.downstream.epochs=1", "trainer.progress=false"]
     names = [f"model.{side}.name={'test_vit' if experiment == 'fig4' else 'test_resnet'}" for side in SIDES.values()]
+    torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), "weights.pt")  # train_here's folder
     output = train_here(f"experiment={experiment}", f"dataset.root={data}", *EXPERIMENTS[experiment], *small, *names)
     if experiment in ("cifar10", "own_images"):
         assert "with transfer" in output

@@ -27,9 +27,12 @@ def print_job(job: Job, results: Mapping[Stage, StageResult], report: Report, *,
         training = "" if key == "test/gain" else _training(results[stage])
         table.add_row(name, format(metrics[key], form), f"{metrics[f'{key}_sem']:.4f}", training)
     replicates, num_test = results["downstream"].hits_RN.shape
+    repeated = (
+        f"{replicates} replicates" if replicates > 1 else "1 replicate (s.e. over test samples; sweep seed for more)"
+    )
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"n = {replicates} replicates × {num_test} test samples; {report.summary}")
+    console.print(f"n = {repeated} × {num_test} test samples; {report.summary}")
     if verdict := job.tasks.verdict(job.transfer.alpha if "upstream" in results else 0.0):
         console.print(verdict)
     console.print(f"Done in {seconds:.1f} s. Compare the runs in the browser: make ui")

@@ -16,7 +16,11 @@ from paramtransfer.tracking.sweep import JobRecord
 
 def print_table(data: SweepData, records: Sequence[JobRecord]) -> dict[str, str | bytes]:
     """Print the table of a sweep, failed jobs included; return the file that its run keeps."""
-    _console().print(printed(data.table, data.keys, [record for record in records if record.error is not None]))
+    failed = [record for record in records if record.error is not None]
+    _console().print(printed(data.table, data.keys, failed))
+    for record in failed:
+        setting = " ".join(f"{key}={value}" for key, value in record.overrides.items())
+        _console().print(f"failed: #{record.num} {setting}: {record.error}", highlight=False, markup=False)
     return {"table.csv": data.table.to_csv(index=False)}
 
 

@@ -90,5 +90,5 @@ def printed(table: pd.DataFrame, keys: Sequence[str], failed: Sequence[JobRecord
             cells += [f"{row['theory/transfer_ratio']:.3g}", "harm" if row["theory/negative_transfer"] else "no harm"]
         shown.add_row(*cells)
     for record in failed:
-        shown.add_row(*(str(record.overrides.get(key)) for key in keys), "failed", str(record.error))
+        shown.add_row(*(str(record.overrides.get(key)) for key in keys), "failed")
     return shown

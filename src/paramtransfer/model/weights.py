@@ -1,6 +1,7 @@
 """Upstream weights from elsewhere: a file, or what torchvision and timm offer."""
 
 import hashlib
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def read_file(path: str) -> dict[str, Tensor]:
         content: Any = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # whatever a file that is no checkpoint leads to
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's own reason is an essay
+            reason = "it holds more than tensors: save model.state_dict(), not the model"
         raise ValueError(f"{KEY}={path}: cannot be read as a checkpoint of tensors ({reason})") from error
     for key in ("state", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -65,7 +68,8 @@ def pretrained(name: str) -> nn.Module:
     except (URLError, OSError, RuntimeError, LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{KEY}={DEFAULT}: the weights of {name} could not be downloaded ({reason}); {_where(name)}"
+            f"{KEY}={DEFAULT}: the weights of {name} could not be downloaded ({reason}); {_where(name)}, or name "
+            "a checkpoint file or a run instead"
         ) from error
 
 

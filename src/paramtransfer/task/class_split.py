@@ -35,8 +35,12 @@ class ClassSplit(ImageTasks):
             raise refusal("task.target_classes", self._target, "two or more different classes")
         self._num_target = len(self._target or ()) or whole("task.num_target", num_target, at_least=2)
         self._ratio = whole("task.ratio", ratio, at_least=1)
-        needed = self._num_target * (1 + self._ratio)
-        if needed > len(names):
+        if 2 * self._num_target > len(names):
+            targets = f"{self._num_target} targets and as many sources"
+            raise ValueError(
+                f"task=class_split: must have at least {2 * self._num_target} classes ({targets}), not {len(names)}"
+            )
+        if self._num_target * (1 + self._ratio) > len(names):
             most = len(names) // self._num_target - 1
             allowed = f"at most {most}: {len(names)} classes, {self._num_target} of them targets"
             raise refusal("task.ratio", ratio, allowed)

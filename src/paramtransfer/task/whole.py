@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from paramtransfer.checks import refusal
 from paramtransfer.dataset.images import Images
 from paramtransfer.stage import Side
 from paramtransfer.task.image_tasks import ImageTasks
+from paramtransfer.transfer.rules import TransferRule
 
 
 class Whole(ImageTasks):
-    """Task 2 has all classes of the dataset, task 1 all of `task.upstream.dataset`, or of the same one.
+    """Task 2 has all classes of the dataset, task 1 all of `task.upstream.dataset`.
 
     Args:
-        upstream: `epochs`, and `dataset`, the source.
+        upstream: `epochs`, and `dataset`, the source; None with weights from elsewhere.
         others: see `ImageTasks`.
     """
 
@@ -21,6 +23,25 @@ class Whole(ImageTasks):
     def __init__(self, *, upstream: dict[str, Any], **others: Any) -> None:
         super().__init__(upstream=upstream, **others)
         self._source: Images = upstream["dataset"] or self.dataset
+        if not hasattr(self._source, "classes"):
+            raise refusal(
+                "task.upstream.dataset",
+                self._source,
+                "null or a dataset: +dataset@task.upstream.dataset=image_folder task.upstream.dataset.root=...",
+            )
+
+    def check(self, transfer: TransferRule, seed: int, replicates: int) -> None:
+        """Refuse an upstream that would learn the target's own images, and what `ImageTasks` refuses.
+
+        Raises:
+            ValueError: names the key.
+        """
+        if transfer.needs_upstream and self.model.weights is None and self._source is self.dataset:
+            allowed = (
+                "another dataset with task=whole, or model.upstream.weights a run id, a checkpoint file or DEFAULT"
+            )
+            raise refusal("task.upstream.dataset", None, allowed)
+        super().check(transfer, seed, replicates)
 
     def dataset_of(self, side: Side) -> Images:
         """The source for task 1."""

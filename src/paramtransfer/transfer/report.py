@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_WIDTH = 140  # columns that full names need
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inherited:
@@ -60,7 +62,7 @@ class Report:
             filters = f"{row.filters} of {row.of_filters}" if row.of_filters else ""
             numbers = f"{row.elements:,} of {row.of_elements:,}"
             table.add_row(row.target, row.source or "", filters, numbers, row.reason or row.status)
-        console = Console()
+        console = Console(width=max(Console().width, _WIDTH))
         with console.capture() as printed:
             console.print(table)
         return printed.get()
