@@ -84,7 +84,7 @@ def _run(config: DictConfig) -> None:
         if config.plan_only is True:
             _print_plan(config)
         elif config.dry_run is True:
-            _print_preview([config])
+            sys.exit(0 if _print_preview([config]) else 1)
         elif in_sweep:
             _run_in_sweep(config, os.environ[_SWEEP])
         else:
@@ -107,8 +107,8 @@ def _print_plan(config: DictConfig) -> None:
     print(plan(make_job(config)))
 
 
-def _print_preview(configs: Sequence[DictConfig]) -> None:
-    """How much would be trained; jobs that are refused count, too."""
+def _print_preview(configs: Sequence[DictConfig]) -> bool:
+    """Print how much would be trained, jobs that are refused counted, too; whether none is."""
     from paramtransfer.checks import ConfigError
     from paramtransfer.config import make_job
     from paramtransfer.preview import preview
@@ -121,6 +121,7 @@ def _print_preview(configs: Sequence[DictConfig]) -> None:
         except ConfigError as error:
             refused.append(str(error))
     print(preview(open_store(_FOLDER), jobs, refused=refused), flush=True)
+    return not refused
 
 
 def _run_alone(config: DictConfig) -> None:
@@ -204,10 +205,9 @@ class SweepCallback(Callback):
             check_root(config)
             if config.plan_only is not True:
                 jobs = sweep_jobs(config)
-                if jobs is not None:
-                    _print_preview(list(sweep_configs(config, jobs)))
+                is_fine = jobs is None or _print_preview(list(sweep_configs(config, jobs)))
                 if config.dry_run is True:
-                    sys.exit()
+                    sys.exit(0 if is_fine else 1)
                 self._start(config, jobs)
         except CompactHydraException as error:
             from paramtransfer.mistakes import explain
