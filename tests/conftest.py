@@ -87,6 +87,7 @@ def train_here(
         try:
             main()
         finally:
+            os.environ.pop("HYDRA_FULL_ERROR", None)  # main's own, for its process
             for name, handler in handlers.items():
                 signal.signal(name, handler)
         return capsys.readouterr().out

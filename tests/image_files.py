@@ -59,7 +59,7 @@ def write_cifar(root: Path, source: type[datasets.CIFAR10], monkeypatch: pytest.
 
 def is_for_images(option: Path) -> bool:
     """Whether a configuration file is for tasks on images."""
-    text = option.read_text()
+    text = option.stem + option.read_text()
     return any(
         word in text for word in ("Image", "CIFAR", "cifar10", "network_pair", "image_defaults", "momentum", "Adam")
     )

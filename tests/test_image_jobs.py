@@ -26,7 +26,12 @@ from paramtransfer.tracking.store import Store
 from paramtransfer.transfer.callback import ParameterTransfer
 
 CONF = Path(__file__).parents[1] / "conf"
-FILES = [file for folder in CONF.iterdir() for file in sorted(folder.glob("*.yaml")) if is_for_images(file)]
+FILES = [
+    file
+    for folder in CONF.iterdir()
+    for file in sorted(folder.glob("*.yaml"))
+    if is_for_images(file) and file.stem != "image_defaults"
+]
 IMAGES = ["task=class_split", "dataset=image_folder", "model=network_pair", "optim=sgd", "trainer.progress=false"]
 SMALL = [
     *("model.upstream.name=test_resnet", "model.downstream.name=test_resnet", "optim.lr=0.01", "task.batch_size=16"),

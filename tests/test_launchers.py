@@ -112,7 +112,7 @@ def test_twelve_slurm_jobs(
         finally:
             process.kill()
     assert process.returncode == 1
-    assert "Table and figure" in stdout, stderr
+    assert "Table, figure and report.html" in stdout, stderr
 
     runs = runs_of(tmp_path)
     for stage in ("upstream", "baseline"):

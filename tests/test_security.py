@@ -165,7 +165,7 @@ def test_password_opens_the_server_and_is_nowhere_else(
             (run_id,) = opened
             run = store.client.get_run(run_id)
             assert run.data.tags["error"] == f"RuntimeError: no answer from {uri.replace('//', '//user:***@')}, ***"
-            assert "user:***@host" in store.read_files(run_id, suffix="git_diff.patch")["git_diff.patch"]
+            assert b"user:***@host" in store.read_files(run_id, suffix="git_diff.patch")["git_diff.patch"]
     finally:
         provenance.git_diff.cache_clear()
     _assert_nowhere(caplog.text, lasting_server.folder, tmp_path / "mlruns")

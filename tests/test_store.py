@@ -82,7 +82,7 @@ def test_interrupted_job_leaves_its_runs_killed(
         assert runs.keys() == STAGES
         (upstream,) = runs["upstream"]
         assert len(client_of(tmp_path).get_metric_history(upstream.info.run_id, "train/loss")) >= count
-        assert "training" not in stdout  # no table of results
+        assert "gain (paired)" not in stdout  # no table of results
 
 
 def test_diverged_training_leaves_its_runs_failed(tmp_path: Path, train: Fixture, runs_of: Fixture) -> None:

@@ -413,7 +413,9 @@ class Last:
     """The last filter of each sign."""
 
     needs_upstream = True
+    freeze_epochs = 0
     recalibrate = False
+    label = "the last filter"
 
     def __init__(self, *, alpha):
         self.alpha = alpha
@@ -481,7 +483,7 @@ def test_own_parts_are_used(tmp_path: Path, train: Fixture, runs_of: Fixture) ->
     ("old", "new", "changed"),
     [
         ('"""Noise of variance 1 with heavier tails."""', '"""Noise."""  # of variance 1', set()),
-        ("num - 1, num", "num - 2, num", {"downstream"}),
+        ("[-1:]", "[-2:]", {"downstream"}),
         ("0.5**0.5", "0.25", STAGES),
     ],
     ids=["docstring", "rule", "dataset"],

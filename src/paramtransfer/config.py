@@ -179,6 +179,8 @@ def _make_job(config: DictConfig) -> "Job":
     for group in (*_GROUPS, "solver", "trainer"):
         if not isinstance(values[group], dict):
             raise refusal(group, values[group], f"one of the options in conf/{group}/")
+        if "_target_" not in values[group]:
+            raise ValueError(f"{group}: must be an option of conf/{group}/ that names its class by _target_")
     if not isinstance(values["figure"], dict | None):
         raise refusal("figure", values["figure"], "null or a class of figures by its _target_")
     root = check_root(config)

@@ -20,7 +20,7 @@ def print_table(data: SweepData, records: Sequence[JobRecord]) -> dict[str, str 
     _console().print(printed(data.table, data.keys, failed))
     for record in failed:
         setting = " ".join(f"{key}={value}" for key, value in record.overrides.items())
-        _console().print(f"failed: #{record.num} {setting}: {record.error}", highlight=False, markup=False)
+        print(f"failed: #{record.num} {setting}: {record.error}")
     return {"table.csv": data.table.to_csv(index=False)}
 
 
