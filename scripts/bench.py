@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from bench_images import IMAGE_LINES
-from bench_table import Line, Times, at_most, duration, faster, fastest, hardware, seconds, share
+from bench_table import Line, Times, at_most, duration, faster, fastest, hardware, seconds
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from pytorch_lightning.loggers.logger import DummyLogger
@@ -223,7 +223,7 @@ def whole_figure(bench: Bench) -> Iterator[Line]:
     jobs, products = zip(*(job_against_products(bench, overrides, repeats) for overrides in grid), strict=True)
     wall, training = sum(job.wall for job in jobs), sum(job.training for job in jobs)
     yield at_most(f"whole fig2, {len(grid)} jobs / its bare products", Times(wall, sum(products)), 2)
-    yield share("  not training", Times(wall - training, wall), 0.3)
+    yield at_most("  not training", Times(wall - training, wall), 0.3, percent=True)
 
 
 def job_against_products(bench: Bench, overrides: list[str], repeats: int) -> tuple[JobTimes, float]:

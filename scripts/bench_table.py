@@ -63,29 +63,16 @@ def faster(what: str, times: Times, *, at_least: float, aim: float) -> Line:
     )
 
 
-def at_most(what: str, times: Times, bound: float) -> Line:
-    """A line on ours / peer."""
+def at_most(what: str, times: Times, bound: float, *, percent: bool = False) -> Line:
+    """A line on ours / peer, as a factor or as a part of a whole."""
     ratio = times.ours / times.peer
     return Line(
         what=what,
         ours=duration(times.ours),
         peer=duration(times.peer),
-        ratio=f"{ratio:.2f} ×",
-        wanted=f"≤ {bound:g} ×",
+        ratio=f"{ratio:.0%}" if percent else f"{ratio:.2f} ×",
+        wanted=f"≤ {bound:.0%}" if percent else f"≤ {bound:g} ×",
         good=ratio <= bound,
-    )
-
-
-def share(what: str, times: Times, bound: float) -> Line:
-    """A line on ours as a part of a whole."""
-    part = times.ours / times.peer
-    return Line(
-        what=what,
-        ours=duration(times.ours),
-        peer=duration(times.peer),
-        ratio=f"{part:.0%}",
-        wanted=f"≤ {bound:.0%}",
-        good=part <= bound,
     )
 
 

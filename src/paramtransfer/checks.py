@@ -52,5 +52,10 @@ def refusal(key: str, value: Any, allowed: str) -> ValueError:
     return ValueError(f"{key}={shown}: must be {allowed}")
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, for a sentence of ours."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,9 @@ def _names(conf: Path) -> list[str]:
         loader = GlobalHydra.instance().config_loader()
         config = compose("config", overrides=search)
         for word in words:
-            try:
+            with suppress(HydraException):  # the mistake, or what a sweep takes apart
                 config = compose("config", overrides=[*search, word])
                 search.append(word)
-            except HydraException:
-                pass  # the mistake, or what a sweep takes apart
         groups = [group for group in loader.list_groups("") if group != "hydra"]
     return [*groups, *_keys(config)]
 

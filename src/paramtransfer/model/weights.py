@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
+from paramtransfer.checks import first_line
 from paramtransfer.model.networks import library_network, torchvision_names
 
 KEY = "model.upstream.weights"
@@ -29,7 +30,7 @@ def read_file(path: str) -> dict[str, Tensor]:
     try:
         content: Any = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # whatever a file that is no checkpoint leads to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if isinstance(error, pickle.UnpicklingError):  # torch's own reason is an essay
             reason = "it holds more than tensors: save model.state_dict(), not the model"
         raise ValueError(f"{KEY}={path}: cannot be read as a checkpoint of tensors ({reason})") from error
@@ -66,7 +67,7 @@ def pretrained(name: str) -> nn.Module:
     try:
         return library_network(name, pretrained=True)
     except (URLError, OSError, RuntimeError, LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(
             f"{KEY}={DEFAULT}: the weights of {name} could not be downloaded ({reason}); {_where(name)}, or name "
             "a checkpoint file or a run instead"

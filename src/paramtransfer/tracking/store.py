@@ -109,8 +109,7 @@ class Store:
         try:
             state: dict[str, torch.Tensor] = self._load(run_id)["state"]
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise StoreError(f"run {run_id}: its weights cannot be read ({reason})") from error
+            raise StoreError(f"run {run_id}: its weights cannot be read ({reason_of(error)})") from error
         return state
 
     def _load(self, run_id: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,10 @@ def find_sweep(store: Store, name: str) -> Run:
     Raises:
         LookupError: there is none; one sentence that names the newest sweeps.
     """
-    try:
+    with suppress(MlflowException):  # it need not be an id
         run = store.client.get_run(name)
         if run.data.tags.get("stage") == "sweep":
             return run
-    except MlflowException:
-        pass  # not an id
     sweeps = store.client.search_runs(
         [store.experiment_id], "tags.stage = 'sweep'", order_by=["attributes.start_time DESC"]
     )

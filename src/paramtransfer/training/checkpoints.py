@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+
+from paramtransfer.checks import first_line
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # a cluster's warning; submitit's own
 _KEPT = 2  # the last one, and the one before should that be damaged
@@ -43,7 +46,7 @@ class Checkpoints(Callback):
                 torch.load(path, map_location="cpu", weights_only=True)
                 return path
             except Exception as error:  # whatever is wrong with it, there may be one before
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 log.warning(f"{path}: this checkpoint cannot be read ({reason}); going back to the one before")
         return None
 
@@ -59,7 +62,7 @@ class Checkpoints(Callback):
         self._take_signals()
 
     def _take_signals(self) -> None:
-        for number in _SIGNALS:
+        for number in _SIGNALS if threading.current_thread() is threading.main_thread() else ():  # Python's rule
             handler = signal.getsignal(number)
             if callable(handler):  # nobody's own idea of a signal is changed
                 self._handlers[number] = signal.signal(number, self._note)

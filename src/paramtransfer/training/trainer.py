@@ -17,7 +17,7 @@ from paramtransfer.training.ranks import Ranks, num_tasks
 
 # Lightning's own use of a function that torch 2.14 deprecates.
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
-# A job is one process, also where SLURM is installed.
+# A job on one node needs no srun, also where SLURM is installed.
 warnings.filterwarnings("ignore", message="The `srun` command is available")
 
 _PRECISIONS = ("32-true", "64-true", "bf16-mixed")

@@ -7,6 +7,8 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from paramtransfer.checks import first_line
+
 _CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _POOLING = (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
 _NORM = ("weight", "bias", "running_mean", "running_var")
@@ -111,7 +113,7 @@ def _trace(model: nn.Module) -> fx.Graph:
     try:
         return _Tracer().trace(model)
     except Exception as error:  # whatever a stranger's forward does with a proxy
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(
             f"{type(model).__name__}: no plan can be made, its layers cannot be traced ({reason})"
         ) from error
