@@ -1,7 +1,6 @@
 """Upstream weights from elsewhere: a file, or what torchvision and timm offer."""
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def read_file(path: str) -> dict[str, Tensor]:
         content: Any = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # whatever a file that is no checkpoint leads to
         reason = first_line(error)
-        if isinstance(error, pickle.UnpicklingError):  # torch's own reason is an essay
+        if type(error).__name__ == "UnpicklingError":  # torch's own reason is an essay
             reason = "it holds more than tensors: save model.state_dict(), not the model"
         raise ValueError(f"{KEY}={path}: cannot be read as a checkpoint of tensors ({reason})") from error
     for key in ("state", "state_dict", "model"):
