@@ -55,6 +55,10 @@ def main() -> None:
         from paramtransfer.mistakes import explain
 
         sys.exit(explain(error, _CONF))
+    except Exception as error:
+        if wants_traceback or not type(error).__module__.startswith("submitit."):
+            raise
+        sys.exit(f"hydra/launcher=slurm: the jobs were not handed to SLURM ({' '.join(str(error).split())})")
 
 
 def _end_gracefully() -> None:
@@ -149,6 +153,8 @@ def _run_in_sweep(config: DictConfig, sweep_id: str) -> None:
 
     num = int(HydraConfig.get().job.num)
     overrides = _overrides(config, list(HydraConfig.get().overrides.task))
+    if HydraConfig.get().launcher.get("n_jobs", 1) != 1 and "trainer.progress" not in overrides:
+        config.trainer.progress = False  # bars of several jobs on one terminal overwrite each other
     if os.environ.get("SLURM_PROCID", "0") != "0" and (job := make_job(config)).trainer.ranks.rank > 0:
         follow(job, _FOLDER / RANKS)
         return
@@ -279,7 +285,7 @@ def _close_sweep(sweep_id: str) -> None:
         if not SweepCallback.interrupted:
             wait_for_jobs(store, sweep_id)
         store.deliver_left()
-        records = bury_jobs(store, sweep_id)
+        records = bury_jobs(store, sweep_id, interrupted=SweepCallback.interrupted)
         summarize(store, sweep_id, records)
         end_sweep(store, sweep_id, records, interrupted=SweepCallback.interrupted)
         store.settle()

@@ -229,7 +229,7 @@ def _fit_and_test(
 ) -> tuple[Any, ParameterTransfer | None]:
     """One Lightning training, of every rank; the trained module, and what it inherited."""
     data = job.tasks.data(SIDES[order.stage], seed=job.seed, replicates=job.replicates)
-    data.test_every_epoch = job.trainer.test_every_epoch
+    data.test_every_epoch = job.trainer.test_every_epoch and order.stage != "upstream"
     module: Any = job.training(job.trainer.prepare(job.model.build(data)))
     inheritance = None
     if order.stage == "downstream":

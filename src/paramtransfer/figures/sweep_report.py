@@ -17,9 +17,14 @@ from paramtransfer.tracking.sweep import JobRecord
 def print_table(data: SweepData, records: Sequence[JobRecord]) -> dict[str, str | bytes]:
     """Print the table of a sweep, failed jobs included; return the file that its run keeps."""
     failed = [record for record in records if record.error is not None]
-    _console().print(printed(data.table, data.keys, failed))
+    if len(failed) < len(records):
+        _console().print(printed(data.table, data.keys, failed))
     for record in failed:
-        setting = " ".join(f"{key}={value}" for key, value in record.overrides.items())
+        setting = " ".join(
+            f"{key}={value}"
+            for key, value in record.overrides.items()
+            if any(other.overrides.get(key) != value for other in records)
+        )
         print(f"failed: #{record.num} {setting}: {record.error}")
     return {"table.csv": data.table.to_csv(index=False)}
 

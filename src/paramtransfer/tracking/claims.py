@@ -144,10 +144,9 @@ def claim(store: "Store", opened: list[str], fingerprint: str, create: Callable[
         for run in running:
             if not store.close(run.info.run_id, "KILLED", "its process died"):  # it has ended since we looked
                 return claim(store, opened, fingerprint, create)
-        for run in runs:
-            if run.info.status != "FINISHED":
-                status = "KILLED" if run in running else run.info.status
-                log.warning(f"run {run.info.run_id} is {status}: it is not reused")
+        ended = [run.info.run_id for run in runs if run.info.status != "FINISHED"]
+        if ended:
+            log.warning(f"not reused, for they have not finished: runs {', '.join(ended)}")
         own = create()
     # Without a lock, another job may have created its run between our look and ours: the first one stays.
     first = next(run.info.run_id for run in store.runs(same) if run.info.status == "RUNNING")

@@ -178,18 +178,24 @@ def wait_for_jobs(store: Store, sweep_id: str) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def bury_jobs(store: Store, sweep_id: str) -> list[JobRecord]:
-    """The jobs in order; one that has not said how it ended has failed, and no run of a dead one stays RUNNING."""
+def bury_jobs(store: Store, sweep_id: str, *, interrupted: bool) -> list[JobRecord]:
+    """The jobs in order; one that has not said how it ended has failed, and no run of a dead one stays RUNNING.
+
+    Args:
+        store: where the sweep is.
+        sweep_id: its run.
+        interrupted: whether a person or SIGTERM has ended it, and with it the jobs.
+    """
     records = read_jobs(store, sweep_id)
     reasons = {}
     for run in _running(store, sweep_id):
         if store.signs.is_alive(run):
             reason = "had not ended when the sweep did"
         else:
-            reason = "died: killed, out of memory, or its node failed"
+            reason = "interrupted" if interrupted else "died: killed, out of memory, or its node failed"
             store.close(run.info.run_id, "KILLED", reason)
         reasons[run.data.tags[f"sweep.{sweep_id}"]] = reason
-    absent = "never started, or died before it created a run"
+    absent = "not started" if interrupted else "never started, or died before it created a run"
     return [
         record if record.has_ended else replace(record, error=reasons.get(str(record.num), absent))
         for record in records
