@@ -132,7 +132,7 @@ def test_recalibrated_statistics_are_those_of_the_targets_images(tmp_path: Path,
     ],
 )
 def test_ways_to_compute_train_alike(options: list[str], tolerance: float, tmp_path: Path, job: Fixture) -> None:
-    """The same batches, and the same weights to the precision of the arithmetic; half precision is not the whole one."""
+    """The same batches, and the same weights to the precision of the arithmetic."""
     states = [run(job("transfer=none", *more), Store(tmp_path), tags={})["baseline"].state for more in (options, [])]
     theirs, ours = (torch.cat([tensor.double().flatten() for tensor in state.values()]) for state in states)
     distance = float((theirs - ours).norm() / ours.norm())
@@ -322,7 +322,7 @@ def test_every_experiment_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With fewer epochs and smaller networks, on files of its dataset's format: a sweep with its table, or its figure."""
+    """Shortened, with smaller networks, on files of its dataset's format: a sweep with its table, or its figure."""
     data, network = root, "test_vit" if experiment == "fig4" else "test_resnet"
     if scale == "full" or "100" in experiment:
         source = datasets.CIFAR100 if "100" in experiment else datasets.CIFAR10
