@@ -223,7 +223,7 @@ def _yes_or_no(value: Any) -> str:
 def _plan(plan: Mapping[str, Any] | None) -> Table | None:
     if plan is None:
         return None
-    return _shown(plan["summary"], pd.DataFrame(plan["tensors"]).rename(columns=lambda name: name.replace("_", " ")))
+    return _shown("Tensor by tensor", pd.DataFrame(plan["tensors"]).rename(columns=lambda name: name.replace("_", " ")))
 
 
 def _costs(stages: pd.DataFrame) -> Table | None:
