@@ -19,7 +19,7 @@ from torchvision import datasets, transforms
 from paramtransfer.dataset.image_folder import ImageFolder
 from paramtransfer.dataset.images import InMemory
 from paramtransfer.model.networks import library_network, make_network
-from paramtransfer.task.image_task import ImageTask, Part, View
+from paramtransfer.task.image_data import ImageTask, Part, View
 from paramtransfer.tracking.store import Store
 from paramtransfer.training.checkpoints import Checkpoints
 from paramtransfer.training.optimizers import SGD

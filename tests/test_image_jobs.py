@@ -170,6 +170,9 @@ def test_two_datasets(tmp_path: Path, root: Path, compose_job: Fixture) -> None:
     assert [len(made.tasks.classes_of(side, 0)) for side in ("upstream", "downstream")] == [3, 10]
     assert made.stages["upstream"].params["dataset.content"] != made.stages["downstream"].params["dataset.content"]
     Image.new("RGB", (32, 32), "red").save(source / "train" / "red" / "000.png")
+    (own := json.loads(json.dumps(OmegaConf.to_container(dataset))))["root"] = f"{root}/../root"
+    with pytest.raises(ConfigError, match=r"task\.upstream\.dataset=\S*root: must be another dataset with task=whole"):
+        compose_job(*settings, f"task.upstream.dataset={json.dumps(own | {'split_seed': 1})}".replace('"', ""))
     other = compose_job(*settings)
     same = {stage for stage in made.stages if made.stages[stage].fingerprint == other.stages[stage].fingerprint}
     assert same == {"baseline"}
@@ -196,6 +199,19 @@ def test_divergence_ends_with_a_sentence(tmp_path: Path, job: Fixture) -> None:
         (["transfer.channels=some"], r"transfer\.channels=some: must be independent or consistent"),
         (["model.upstream.name=test_vit"], r"transfer=filters: VisionTransformer has blocks, not filters"),
         (["model.upstream.weights=no.pt"], r"model\.upstream\.weights=no\.pt: must be a run id, a checkpoint file"),
+        (
+            ["model.upstream.weights=DEFAULT", "+model.upstream.drop_rate=0.1"],
+            r"model\.upstream\.weights=DEFAULT: must be null, a checkpoint or a run id for a network with",
+        ),
+        (
+            [
+                "transfer=layers",
+                "transfer.layers=[0]",
+                "model.upstream.name=test_vit",
+                "model.downstream.name=test_vit",
+            ],
+            r"task\.input_size=32: must be a size that test_vit takes \(Input height",
+        ),
         (["dataset.mean=[1,2]"], r"dataset\.mean=\[1, 2\]: must be three positive numbers"),
     ],
 )
@@ -286,7 +302,8 @@ def test_every_option_makes_a_job(
         where = write_cifar(root.parent / source.__name__, source, monkeypatch, per_class=2)
     blocks = ["transfer=layers"] if "vit" in option or "deit" in option else []
     alone = ["transfer=none"] if option == "task=whole" else []
-    made = compose_job(*IMAGES, option, *blocks, *alone, f"dataset.root={where}")
+    size = ["task.input_size=224"] if "deit" in option else []
+    made = compose_job(*IMAGES, option, *blocks, *alone, *size, f"dataset.root={where}")
     assert made.stages.keys() >= {"baseline", "downstream"}
 
 
@@ -303,6 +320,9 @@ EXPERIMENTS = {
 
 
 FULL = {
+    "cifar10": [PAIR, "model.stem=imagenet", "dataset=cifar10"],
+    "fig3": [PAIR, "model.stem=imagenet", "task.downstream.noise=0,10", "seed=0"],
+    "sources": [PAIR, "model.stem=imagenet", "task.ratio=1,2", "seed=0"],
     "table1_cifar10": [PAIR, "model.stem=imagenet", "task.ratio=2,4", "seed=0,1"],
     "table1_cifar100": [PAIR, "model.stem=imagenet", "task.ratio=2", "seed=0"],
     "fig4": ["seed=0,1", "model.upstream.weights=weights.pt", "transfer.layers=[3,4,5]", "task.batch_size=16"],

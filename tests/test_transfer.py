@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import timm
 import torch
+from pytorch_lightning import LightningModule, Trainer
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import get_model
 
 from paramtransfer.model.networks import make_network
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.transfer.apply import inherit
+from paramtransfer.transfer.callback import ParameterTransfer
 from paramtransfer.transfer.plan import Plan, plan_filters
 from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.rules import Filters, Nothing
@@ -234,6 +237,41 @@ def test_rules_leave_their_inputs_alone() -> None:
         state["filters"].fill_(7)
         assert upstream.filters.unique().tolist() == [1]
         assert fresh.filters.unique().tolist() == [0]
+
+
+def test_callback_in_a_module_of_ones_own(tmp_path: Path) -> None:
+    """A module and data of a user's, Lightning's own Trainer: what is inherited is there before the first step."""
+
+    class Classifier(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = timm.create_model("test_resnet", num_classes=2)
+            self.start: Any = None
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            self.start = self.start or copy.deepcopy(self.model.state_dict())
+            return torch.nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+    upstream = timm.create_model("test_resnet", num_classes=5)
+    module = Classifier()
+    images = TensorDataset(torch.randn(8, 3, 32, 32), torch.arange(8) % 2)
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=[ParameterTransfer(Filters(alpha=1), upstream, seed=0)],
+    )
+    trainer.fit(module, DataLoader(images, batch_size=4))
+    trained = upstream.state_dict()
+    fresh = {name for name, tensor in module.start.items() if not torch.equal(tensor, trained[name])}
+    assert fresh == {"fc.weight", "fc.bias"}
 
 
 def test_the_readmes_library_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,13 +18,18 @@ from paramtransfer.transfer.apply import inherit
 from paramtransfer.transfer.blocks import plan_blocks
 from paramtransfer.transfer.select import Selection
 
-VIT = {"img_size": 32, "patch_size": 8}
 Fixture = Callable[..., Any]
 
 
-def vit(*, heads: int = 2, depth: int = 12, width: int = 16, num_classes: int = 3) -> nn.Module:
+def vit(*, heads: int = 2, depth: int = 12, width: int = 16, num_classes: int = 3, img_size: int = 32) -> nn.Module:
     made = timm.create_model(
-        "vit_tiny_patch16_224", **VIT, embed_dim=heads * width, num_heads=heads, depth=depth, num_classes=num_classes
+        "vit_tiny_patch16_224",
+        img_size=img_size,
+        patch_size=8,
+        embed_dim=heads * width,
+        num_heads=heads,
+        depth=depth,
+        num_classes=num_classes,
     )
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.1)  # biases and norms differ too
@@ -112,6 +117,14 @@ def test_between_widths_whole_heads_go_together(theirs: int, ours: int) -> None:
         (
             lambda: transferred(vit(), timm.create_model("test_resnet"), [1]),
             "transfer=layers: ResNet .* use transfer=filters",
+        ),
+        (
+            lambda: transferred(vit(), vit(img_size=16), [1], also=["pos_embed"]),
+            "transfer.also=pos_embed: cannot be inherited, pos_embed differs in shape",
+        ),
+        (
+            lambda: transferred(*(timm.create_model("cait_xxs24_224") for _ in range(2)), [1]),
+            "transfer=layers: the attention of LayerScaleBlock is not built as a ViT's",
         ),
         (lambda: transferred(vit(width=8), vit(), [1]), "heads cannot be matched, 2 of 8 channels .* 2 of 16"),
     ],

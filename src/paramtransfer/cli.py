@@ -107,8 +107,9 @@ def _exit(error: Exception) -> NoReturn:
 def _print_plan(config: DictConfig) -> None:
     from paramtransfer.config import make_job
     from paramtransfer.experiment import plan
+    from paramtransfer.tracking.store import open_store
 
-    print(plan(make_job(config)))
+    print(plan(make_job(config), lambda run_id: open_store(_FOLDER).state(run_id)))
 
 
 def _print_preview(configs: Sequence[DictConfig]) -> bool:
@@ -140,7 +141,7 @@ def _run_alone(config: DictConfig) -> None:
         return
     store = open_store(_FOLDER)
     results = run(job, store, tags={})
-    print_job(job, results, plan(job), seconds=time.monotonic() - _STARTED)
+    print_job(job, results, plan(job, store.state), seconds=time.monotonic() - _STARTED)
     store.settle()
 
 

@@ -53,7 +53,9 @@ class Models(Protocol):
     def upstream(self, state: Mapping[str, Tensor] | None, data: Any) -> nn.Module:
         """The upstream model with a state, as the downstream's data sees it; with None, before its training."""
 
-    def foreign(self, read_run: Callable[[str], dict[str, Tensor]]) -> dict[str, Tensor] | None:
+    def foreign(
+        self, read_run: Callable[[str], dict[str, Tensor]], *, download: bool = True
+    ) -> dict[str, Tensor] | None:
         """The state of an upstream from elsewhere, which may be a run; None where the upstream is trained."""
 
 
@@ -104,7 +106,7 @@ def run(job: Job, store: Store, *, tags: Mapping[str, str]) -> dict[Stage, Stage
         store: where runs are found and kept.
         tags: set on every run that the job uses.
     """
-    foreign = _foreign(job, store)
+    foreign = _foreign(job, store.state)
     results: dict[Stage, StageResult] = {}
     run_ids: dict[Stage, str] = {}
     with job.trainer.ranks.leading(job.config, store.folder / RANKS), store.closing() as opened:
@@ -125,10 +127,12 @@ def run(job: Job, store: Store, *, tags: Mapping[str, str]) -> dict[Stage, Stage
     return results
 
 
-def _foreign(job: Job, store: Store) -> dict[str, Tensor] | None:
+def _foreign(
+    job: Job, read_run: Callable[[str], dict[str, Tensor]], *, download: bool = True
+) -> dict[str, Tensor] | None:
     """The state of an upstream from elsewhere."""
     try:
-        return job.model.foreign(store.state) if "upstream" in job.stages else None
+        return job.model.foreign(read_run, download=download) if "upstream" in job.stages else None
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -146,10 +150,16 @@ def _result(state: Mapping[str, Tensor], hits_RN: Tensor) -> dict[str, Any]:
     return {"state": dict(state), "hits": packed, "num_test": hits_RN.shape[1]}
 
 
-def plan(job: Job) -> Report:
-    """What the downstream would inherit, tensor by tensor, without any training."""
+def plan(job: Job, read_run: Callable[[str], dict[str, Tensor]]) -> Report:
+    """What the downstream would inherit, tensor by tensor, without any training or download.
+
+    Args:
+        job: the experiment.
+        read_run: the weights of a run, for an upstream from there.
+    """
     data = job.tasks.data("downstream", seed=job.seed, replicates=job.replicates)
-    return job.transfer(job.model.upstream(None, data), job.model.build(data), seed=job.seed)[1]
+    upstream = job.model.upstream(_foreign(job, read_run, download=False), data)
+    return job.transfer(upstream, job.model.build(data), seed=job.seed)[1]
 
 
 def _claim(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from paramtransfer.config import instantiate, make_job, parse
 from paramtransfer.figures.drawing import SweepData
-from paramtransfer.figures.sweep_report import draw_figure, print_table
+from paramtransfer.figures.sweep_output import draw_figure, print_table
 from paramtransfer.figures.sweep_table import read_sweep
 from paramtransfer.report.page import Content, render
 from paramtransfer.tracking.store import Store

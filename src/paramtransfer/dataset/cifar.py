@@ -41,6 +41,7 @@ class CIFAR:
         self.per_class = None if per_class is None else whole("dataset.per_class", per_class, at_least=1)
         self.mean = per_channel("dataset.mean", mean)
         self.std = per_channel("dataset.std", std)
+        self.place = source.__name__  # wherever its files lie
         self.content = f"{source.__name__} {source.tgz_md5}"
         self.classes = self._read(train=False).classes
 

@@ -86,6 +86,7 @@ class ImageFolder:
         std: Any,
     ) -> None:
         self._root = Path(str(root)).expanduser()
+        self.place = str(self._root.resolve())
         self.size = whole("dataset.size", size, at_least=1)
         self._test_share = share("dataset.test_share", test_share)
         self._split_seed = whole("dataset.split_seed", split_seed, at_least=0)
@@ -241,7 +242,7 @@ def _decode(path: Path, content: bytes, size: int) -> Tensor:
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.array(image) >> 8).astype(np.uint8))
         image = image.convert("RGB")
-    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file leads PIL to
         raise ValueError(f"{path}: cannot be decoded ({error})") from error
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)

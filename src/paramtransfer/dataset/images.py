@@ -49,6 +49,8 @@ class Images(Protocol):
     """Of each channel, 8-bit units: what normalization divides by."""
     num_workers: int
     """Processes that decode while others train; 0 where there is nothing to decode."""
+    place: str
+    """Where the images come from: two datasets of one place share images."""
     content: str
     """Identifies the images and labels, wherever they lie."""
     train: Split

@@ -31,7 +31,7 @@ class PaperTable:
         cells = []
         for row, group in self._grouped(data.table):
             published = self._published.get(str(row), {})
-            baseline = group.iloc[0]  # one for all columns: what it trains on does not depend on them
+            baseline = group.loc[group["n"].idxmax()]  # the same in all columns, but for jobs that failed
             cells.append(_cell(row, SCRATCH, published.get("none"), baseline, "test/acc_without_transfer"))
             for _, line in group.iterrows():
                 column = line[self.columns] if self.columns in group else ""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from paramtransfer.checks import choice
+from paramtransfer.checks import choice, refusal
 from paramtransfer.model import weights
 from paramtransfer.model.networks import HEADS, STEMS, check_name, library_network, make_network
 from paramtransfer.randomness import stream
@@ -46,6 +46,11 @@ class NetworkPair:
         self.names: dict[Side, str] = {
             side: check_name(f"model.{side}.name", options.pop("name")) for side, options in self._options.items()
         }
+        if self.weights == weights.DEFAULT and self._options["upstream"]:
+            own = ", ".join(self._options["upstream"])
+            raise refusal(
+                weights.KEY, weights.DEFAULT, f"null, a checkpoint or a run id for a network with its own {own}"
+            )
 
     def build(self, data: _Task) -> nn.Module:
         """A fresh network for one task; baseline and downstream of a seed start alike."""
@@ -66,13 +71,15 @@ class NetworkPair:
             return self.weights or ""
         return weights.hash_file(self.weights)
 
-    def foreign(self, read_run: Callable[[str], dict[str, Tensor]]) -> dict[str, Tensor] | None:
-        """The state of an upstream that is not trained here; None where it is.
+    def foreign(
+        self, read_run: Callable[[str], dict[str, Tensor]], *, download: bool = True
+    ) -> dict[str, Tensor] | None:
+        """The state of an upstream that is not trained here; None where it is, or would have to be downloaded.
 
         Raises:
             ValueError: it cannot be read, or is of another architecture.
         """
-        if self.weights is None:
+        if self.weights is None or (self.weights == weights.DEFAULT and not download):
             return None
         if self.weights == weights.DEFAULT:
             return weights.pretrained(self.names["upstream"]).state_dict()

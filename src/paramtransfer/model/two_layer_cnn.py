@@ -68,5 +68,5 @@ class TwoLayerCNNs:
         """The upstream network in the coordinates of the downstream's data; untrained, any network of that shape."""
         return self.build(data) if state is None else TwoLayerCNN(data.carry(state)["filters"])
 
-    def foreign(self, read_run: Callable[[str], dict[str, Tensor]]) -> None:
+    def foreign(self, read_run: Callable[[str], dict[str, Tensor]], *, download: bool = True) -> None:
         """The upstream is always trained."""

@@ -189,9 +189,9 @@ def _as_written(csv: bytes) -> pd.DataFrame:
     return table.rename(columns=lambda name: "" if name.startswith("Unnamed: ") else name)
 
 
-def _shown(title: str, table: pd.DataFrame) -> Table:
+def _shown(title: str, table: pd.DataFrame, at_most: int = _TABLE_ROWS) -> Table:
     """Every column as text; `x` and `x_sem` become one."""
-    if len(table) > _TABLE_ROWS:
+    if len(table) > at_most:
         return Table(f"{title}: {len(table)} rows, in the CSV beside this page", (), ())
     names = [str(name) for name in table]
     names = [name for name in names if not (name.endswith("_sem") and name.removesuffix("_sem") in table)]
@@ -223,7 +223,8 @@ def _yes_or_no(value: Any) -> str:
 def _plan(plan: Mapping[str, Any] | None) -> Table | None:
     if plan is None:
         return None
-    return _shown("Tensor by tensor", pd.DataFrame(plan["tensors"]).rename(columns=lambda name: name.replace("_", " ")))
+    tensors = pd.DataFrame(plan["tensors"]).rename(columns=lambda name: name.replace("_", " "))
+    return _shown("Tensor by tensor", tensors, at_most=len(tensors))
 
 
 def _costs(stages: pd.DataFrame) -> Table | None:

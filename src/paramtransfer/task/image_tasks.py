@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
-from paramtransfer.checks import number, refusal, share, whole
+from paramtransfer.checks import first_line, number, refusal, share, whole
 from paramtransfer.dataset.images import Images
 from paramtransfer.model.network_pair import NetworkPair
 from paramtransfer.randomness import stream
 from paramtransfer.stage import SIDES, Side, Stage
-from paramtransfer.task.image_task import ImageTask, Part, View
+from paramtransfer.task.image_data import ImageTask, Part, View
 from paramtransfer.training.optimizers import MinibatchOptimizer
 from paramtransfer.transfer.rules import TransferRule
 
@@ -73,7 +75,11 @@ class ImageTasks(ABC):
         data = {side: self.data(side, seed=seed, replicates=replicates) for side in SIDES.values()}
         network = self.model.build(data["downstream"])
         if transfer.needs_upstream:
-            transfer(self.model.upstream(None, data["upstream"]), network, seed=seed)
+            upstream = self.model.upstream(None, data["upstream"])
+            transfer(upstream, network, seed=seed)
+            if self.model.weights is None:
+                _takes(upstream, self.model.names["upstream"], data["upstream"].view.size)
+        _takes(network, self.model.names["downstream"], data["downstream"].view.size)
 
     @abstractmethod
     def classes_of(self, side: Side, seed: int) -> Sequence[str]:
@@ -142,6 +148,13 @@ class ImageTasks(ABC):
     def verdict(self, alpha: float) -> str:
         """Nothing: the theory is for the two-layer CNN."""
         return ""
+
+
+def _takes(network: nn.Module, name: str, size: int) -> None:
+    try:
+        network.to("meta").eval()(torch.empty(2, 3, size, size, device="meta"))
+    except (AssertionError, RuntimeError) as error:
+        raise refusal("task.input_size", size, f"a size that {name} takes ({first_line(error)})") from error
 
 
 def _fits(group: str, value: Any, fits: bool, options: str) -> None:

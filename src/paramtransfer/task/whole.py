@@ -36,11 +36,12 @@ class Whole(ImageTasks):
         Raises:
             ValueError: names the key.
         """
-        if transfer.needs_upstream and self.model.weights is None and self._source is self.dataset:
+        if transfer.needs_upstream and self.model.weights is None and self._source.place == self.dataset.place:
             allowed = (
                 "another dataset with task=whole, or model.upstream.weights a run id, a checkpoint file or DEFAULT"
             )
-            raise refusal("task.upstream.dataset", None, allowed)
+            given = None if self._source is self.dataset else self._source.place
+            raise refusal("task.upstream.dataset", given, allowed)
         super().check(transfer, seed, replicates)
 
     def dataset_of(self, side: Side) -> Images:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from paramtransfer.checks import number, share
-from paramtransfer.task.image_task import Batch
+from paramtransfer.task.image_data import Batch
 from paramtransfer.training.optimizers import MinibatchOptimizer
 
 

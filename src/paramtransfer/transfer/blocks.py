@@ -44,10 +44,15 @@ def plan_blocks(
     sources = {here: there for there, here in zip(layers, into, strict=True)}
     head_size = _attention(ours[0]).head_dim
     trained = upstream.state_dict()
-    return [
+    plan = [
         _pairing(name, tensor, _source(name, sources, also), trained, head_size)
         for name, tensor in downstream.state_dict().items()
     ]
+    for part in also:
+        misfits = [pairing for pairing in plan if pairing.target.partition(".")[0] == part and pairing.source is None]
+        if misfits:
+            raise ValueError(f"transfer.also={part}: cannot be inherited, {misfits[0].target} {misfits[0].reason}")
+    return plan
 
 
 def _blocks(model: nn.Module) -> Sequence[nn.Module]:
@@ -58,7 +63,10 @@ def _blocks(model: nn.Module) -> Sequence[nn.Module]:
 
 
 def _attention(block: nn.Module) -> Any:
-    return block.attn
+    attention: Any = getattr(block, "attn", None)
+    if not all(hasattr(attention, part) for part in ("qkv", "proj", "num_heads", "head_dim")):
+        raise ValueError(f"transfer=layers: the attention of {type(block).__name__} is not built as a ViT's")
+    return attention
 
 
 def _check_positions(key: str, positions: Sequence[int], count: int, name: str) -> None:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from paramtransfer.checks import choice, number, refusal, share, whole
+from paramtransfer.checks import choice, refusal, share, whole
 from paramtransfer.transfer.apply import inherit
 from paramtransfer.transfer.blocks import plan_blocks
 from paramtransfer.transfer.plan import BATCHNORM, CHANNELS, plan_filters, plan_nothing
@@ -21,7 +21,7 @@ class TransferRule(Protocol):
     label: str
     """What is inherited, in a few words, for the names of runs."""
     needs_upstream: bool
-    freeze_epochs: float
+    freeze_epochs: int
     """How long what was inherited is held as it is."""
     recalibrate: bool
     """Whether batch norm statistics are measured on the downstream's images before training."""
@@ -45,14 +45,15 @@ class Filters:
         alpha: float,
         channels: str = "independent",
         batchnorm: str = "inherit",
-        freeze_epochs: float = 0,
+        freeze_epochs: int = 0,
     ) -> None:
         self.alpha = share("alpha", alpha)
-        self.label = f"α={alpha:g}"
-        self.freeze_epochs = number("transfer.freeze_epochs", freeze_epochs, at_least=0)
+        self.freeze_epochs = whole("transfer.freeze_epochs", freeze_epochs, at_least=0)
         self.channels = choice("transfer.channels", channels, CHANNELS)
         self.batchnorm = choice("transfer.batchnorm", batchnorm, BATCHNORM)
         self.recalibrate = batchnorm == "recalibrate"
+        others = [value for value in (channels, batchnorm) if value not in (CHANNELS[0], BATCHNORM[0])]
+        self.label = " ".join([f"α={alpha:g}", *others])
 
     def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:
         plan = plan_filters(upstream, downstream, channels=self.channels, batchnorm=self.batchnorm)
@@ -67,7 +68,7 @@ class Layers:
         layers: the upstream's blocks, counted from 0.
         into: the downstream's block for each of them; None for the same positions.
         also: other parts to inherit, such as `patch_embed`.
-        freeze_epochs: how long they are held as they are.
+        freeze_epochs: for how many epochs they are held as they are.
         alpha: None: the share of filters is for `transfer=filters`.
 
     Raises:
@@ -83,7 +84,7 @@ class Layers:
         layers: Sequence[int],
         into: Sequence[int] | None = None,
         also: Sequence[str] = (),
-        freeze_epochs: float = 0,
+        freeze_epochs: int = 0,
         alpha: None = None,
     ) -> None:
         if alpha is not None:
@@ -95,7 +96,7 @@ class Layers:
             raise refusal("transfer.into", into, f"as many blocks as transfer.layers={self.layers}")
         self.also = list(also)
         self.label = f"blocks={','.join(map(str, self.layers))}"
-        self.freeze_epochs = number("transfer.freeze_epochs", freeze_epochs, at_least=0)
+        self.freeze_epochs = whole("transfer.freeze_epochs", freeze_epochs, at_least=0)
 
     def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:
         plan = plan_blocks(upstream, downstream, layers=self.layers, into=self.into, also=self.also)
@@ -118,7 +119,7 @@ class Nothing:
     alpha = 0.0
     label = "nothing inherited"
     needs_upstream = False
-    freeze_epochs = 0.0
+    freeze_epochs = 0
     recalibrate = False
 
     def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:
