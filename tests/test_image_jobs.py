@@ -204,13 +204,8 @@ def test_divergence_ends_with_a_sentence(tmp_path: Path, job: Fixture) -> None:
             r"model\.upstream\.weights=DEFAULT: must be null, a checkpoint or a run id for a network with",
         ),
         (
-            [
-                "transfer=layers",
-                "transfer.layers=[0]",
-                "model.upstream.name=test_vit",
-                "model.downstream.name=test_vit",
-            ],
-            r"task\.input_size=32: must be a size that test_vit takes \(Input height",
+            ["transfer=layers", *(f"model.{side}.name=deit_tiny_patch16_224" for side in SIDES.values())],
+            r"task\.input_size=32: must be a size that deit_tiny_patch16_224 takes \(Input height",
         ),
         (["dataset.mean=[1,2]"], r"dataset\.mean=\[1, 2\]: must be three positive numbers"),
     ],
