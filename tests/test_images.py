@@ -12,11 +12,13 @@ from image_files import NAMES, write_cifar, write_folder
 from PIL import Image
 from torchvision import datasets
 
+from paramtransfer.checks import TrainingError
 from paramtransfer.dataset.augment import crop_and_flip, normalize, resize
 from paramtransfer.dataset.cifar import CIFAR
 from paramtransfer.dataset.image_folder import ImageFolder
 from paramtransfer.model.network_pair import NetworkPair
 from paramtransfer.task.class_split import ClassSplit
+from paramtransfer.task.image_data import Part
 from paramtransfer.training.optimizers import SGD
 
 SCALE: dict[str, Any] = {"mean": [1, 1, 1], "std": [1, 1, 1], "per_class": None}
@@ -159,6 +161,22 @@ def test_bad_folders_are_refused(fault: str, sentence: str, tmp_path: Path) -> N
     where = {"no folder": tmp_path / "nowhere", "empty folder": tmp_path / "empty"}.get(fault, root)
     with pytest.raises(ValueError, match=rf"^{sentence}"):
         _ = folder(where).train
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_streamed_image_that_ends_early(workers: int, tmp_path: Path) -> None:
+    """Its beginning is fine; one sentence when it is decoded, from a worker process too."""
+    root = write_folder(tmp_path / "root", suffix="jpg")
+    path = next((root / "train").glob("*/*"))
+    noise = np.random.default_rng(0).integers(256, size=(256, 256, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:-10_000])
+    task = split(folder(root, in_memory=False, num_workers=workers), ratio=4).data("upstream", seed=0)
+    streamed = task.parts["train"].split
+    everything = Part(split=streamed, index_N=torch.arange(len(streamed.labels_N)), labels_N=streamed.labels_N)
+    task.parts["test"] = everything
+    with pytest.raises(TrainingError, match=rf"^{path}: cannot be decoded \([^\n]*; mend or remove the file$"):
+        list(task.test_dataloader())
 
 
 def test_bad_images_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,13 @@ class ConfigError(ValueError):
     """A setting that is out of range: one sentence that names the key, the value and what is allowed."""
 
 
+class TrainingError(RuntimeError):
+    """What ends a training that has begun: one sentence, also where a worker process says it within its traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition("TrainingError: ")[2].strip())
+
+
 def whole(key: str, value: Any, *, at_least: int) -> int:
     """A whole number; 1e6 is one."""
     if _is_number(value) and value == math.floor(value) and value >= at_least:

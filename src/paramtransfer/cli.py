@@ -78,7 +78,7 @@ def _run(config: DictConfig) -> None:
     from paramtransfer.lean_imports import import_lean
 
     import_lean()
-    from paramtransfer.checks import ConfigError
+    from paramtransfer.checks import ConfigError, TrainingError
     from paramtransfer.tracking.claims import SharedStageError
 
     _end_gracefully()  # a launcher may have started this job in a process of its own
@@ -93,7 +93,7 @@ def _run(config: DictConfig) -> None:
             _run_in_sweep(config, os.environ[_SWEEP])
         else:
             _run_alone(config)
-    except (ConfigError, SharedStageError, StoreError) as error:
+    except (ConfigError, SharedStageError, StoreError, TrainingError) as error:
         if in_sweep:
             raise Refusal(str(error)) from None
         _exit(error)

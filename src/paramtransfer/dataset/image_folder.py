@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from paramtransfer.checks import flag, refusal, share, whole
+from paramtransfer.checks import TrainingError, flag, refusal, share, whole
 from paramtransfer.dataset import image_cache
 from paramtransfer.dataset.images import InMemory, Split, per_channel
 from paramtransfer.randomness import stream
@@ -43,7 +43,11 @@ class Files:
 
     def pixels(self, index_B: Tensor) -> Tensor:
         """Some of the images, decoded and brought to size, 8-bit values: (B, C, H, W)."""
-        return torch.stack([_decode(self.paths[i], self.paths[i].read_bytes(), self.size) for i in index_B.tolist()])
+        paths = [self.paths[i] for i in index_B.tolist()]
+        try:
+            return torch.stack([_decode(path, path.read_bytes(), self.size) for path in paths])
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{error}; mend or remove the file") from error
 
 
 class ImageFolder:

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from paramtransfer.checks import flag, refusal
+from paramtransfer.checks import TrainingError, flag, refusal
 from paramtransfer.dataset.signal_noise import FreshSamples, Samples
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN, output
 from paramtransfer.task.synthetic import FullBatch
@@ -83,7 +83,7 @@ class FullBatchTraining(LightningModule):
         self._num_steps += batch.num_steps
         self.num_batches += 1
         if not math.isfinite(loss):
-            raise RuntimeError(
+            raise TrainingError(
                 f"training diverged: the loss is {loss} after {self._num_steps} steps with optim.lr={self._optim.lr:g}"
             )
         self._solver.write()

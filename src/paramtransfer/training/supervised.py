@@ -15,7 +15,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paramtransfer.checks import number, share
+from paramtransfer.checks import TrainingError, number, share
 from paramtransfer.task.image_data import Batch
 from paramtransfer.training.optimizers import MinibatchOptimizer
 
@@ -102,7 +102,7 @@ class Supervised(LightningModule):
         self._losses = []
         self.metrics["time/train"] += time.perf_counter() - self._started
         if not math.isfinite(loss):
-            raise RuntimeError(f"training diverged: the loss is {loss} after epoch {self.current_epoch + 1}")
+            raise TrainingError(f"training diverged: the loss is {loss} after epoch {self.current_epoch + 1}")
         self._log("train/loss", loss)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
