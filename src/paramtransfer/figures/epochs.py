@@ -31,7 +31,8 @@ class Epochs:
         groups = [("with transfer", rows)] if self.lines is None else list(rows.groupby(self.lines, sort=False))
         metric = _TEST if len(data.history(rows["downstream_run_id"].iloc[0], _TEST)) else _VALIDATION
         figure, (axis,) = style.panels(1)
-        looks: Any = itertools.chain([(style.BASELINE, "--")], ((colour, "-") for colour in itertools.cycle(style.COLOURS)))
+        colours = itertools.cycle(style.COLOURS)
+        looks: Any = itertools.chain([(style.BASELINE, "--")], ((colour, "-") for colour in colours))
         curves = [("without transfer", rows["baseline_run_id"])]
         for value, group in groups:
             label = str(value) if self.lines is None else f"{style.symbol(self.lines)} = {value}"
