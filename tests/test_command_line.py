@@ -79,7 +79,7 @@ def test_preview(command: Fixture, tmp_path: Path, runs_of: Fixture) -> None:
     first = command("-m", "alpha=0.25,0.5,2", "dry_run=true")
     assert first.splitlines() == [
         "3 jobs: 4 different trainings, 0 reused, 4 to train.",
-        "Refused: alpha=2: must be a number from 0 to 1",
+        "Refused, the others run: alpha=2: must be a number from 0 to 1",
         "No estimate of time: nothing of this size has been trained in this store.",
     ]
     assert runs_of(tmp_path) == {}

@@ -34,7 +34,8 @@ class Preview:
         jobs = f"{self.num_jobs} job{'s' * (self.num_jobs != 1)}"
         num_new = self.num_trainings - self.num_reused
         lines = [f"{jobs}: {self.num_trainings} different trainings, {self.num_reused} reused, {num_new} to train."]
-        lines += [f"Refused: {reason}" for reason in dict.fromkeys(self.refused)]
+        refused = "Refused, the others run" if self.num_jobs > len(self.refused) else "Refused"
+        lines += [f"{refused}: {reason}" for reason in dict.fromkeys(self.refused)]
         if num_new == 0:
             return "\n".join(lines)
         if self.num_unknown == num_new:

@@ -11,14 +11,16 @@ from paramtransfer.figures.curves import Curves
 from paramtransfer.figures.drawing import Draw, SweepData
 from paramtransfer.figures.heatmap import Heatmap
 from paramtransfer.figures.sweep_table import printed
-from paramtransfer.tracking.sweep import JobRecord
+from paramtransfer.tracking.sweep import NOT_STARTED, JobRecord
 
 
 def print_table(data: SweepData, records: Sequence[JobRecord]) -> dict[str, str | bytes]:
     """Print the table of a sweep, failed jobs included; return the file that its run keeps."""
-    failed = [record for record in records if record.error is not None]
-    if len(failed) < len(records):
+    failed = [record for record in records if record.error not in (None, NOT_STARTED)]
+    if not data.table.empty:
         _console().print(printed(data.table, data.keys, failed))
+        if (data.table["n"] == 1).any():
+            print("n = 1: the standard error is over the test samples alone; sweep seed for more.")
     for record in failed:
         setting = " ".join(
             f"{key}={value}"
@@ -26,6 +28,9 @@ def print_table(data: SweepData, records: Sequence[JobRecord]) -> dict[str, str 
             if any(other.overrides.get(key) != value for other in records)
         )
         print(f"failed: #{record.num} {setting}: {record.error}")
+    left = sum(record.error == NOT_STARTED for record in records)
+    if left:
+        print(f"{left} jobs were not started: the same command goes on with them.")
     return {"table.csv": data.table.to_csv(index=False)}
 
 

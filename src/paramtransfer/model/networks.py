@@ -1,5 +1,6 @@
 """Image networks of torchvision and timm by name, with the stem and the head that suit small images."""
 
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -22,7 +23,7 @@ def check_name(key: str, name: str) -> str:
     """
     if name in torchvision_names() or timm.is_model(name):
         return name
-    close = list(timm.list_models(f"*{name}*")[:3])
+    close = get_close_matches(str(name), [*torchvision_names(), *timm.list_models()])
     raise refusal(key, name, f"a network of torchvision or timm{', such as ' + ', '.join(close) if close else ''}")
 
 

@@ -152,7 +152,7 @@ class ImageTasks(ABC):
 
 def _takes(network: nn.Module, name: str, size: int) -> None:
     try:
-        network.to("meta").eval()(torch.empty(2, 3, size, size, device="meta"))
+        network.to("meta").train(False)(torch.empty(2, 3, size, size, device="meta"))
     except (AssertionError, RuntimeError) as error:
         raise refusal("task.input_size", size, f"a size that {name} takes ({first_line(error)})") from error
 

@@ -146,7 +146,7 @@ def claim(store: "Store", opened: list[str], fingerprint: str, create: Callable[
                 return claim(store, opened, fingerprint, create)
         ended = [run.info.run_id for run in runs if run.info.status != "FINISHED"]
         if ended:
-            log.warning(f"not reused, for they have not finished: runs {', '.join(ended)}")
+            log.info(f"trained anew, for these runs of it are FAILED or KILLED: {', '.join(ended)}")
         own = create()
     # Without a lock, another job may have created its run between our look and ours: the first one stays.
     first = next(run.info.run_id for run in store.runs(same) if run.info.status == "RUNNING")

@@ -23,6 +23,8 @@ _HOST = "host"
 _QUIET_SECONDS = 60.0  # the longest time that a cluster takes from one job's end to the next one's first run
 _POLL_SECONDS = 5.0
 _SHOWN = 5
+NOT_STARTED = "not started"
+"""What is said of a job that an interrupted sweep has not come to."""
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +197,7 @@ def bury_jobs(store: Store, sweep_id: str, *, interrupted: bool) -> list[JobReco
             reason = "interrupted" if interrupted else "died: killed, out of memory, or its node failed"
             store.close(run.info.run_id, "KILLED", reason)
         reasons[run.data.tags[f"sweep.{sweep_id}"]] = reason
-    absent = "not started" if interrupted else "never started, or died before it created a run"
+    absent = NOT_STARTED if interrupted else "never started, or died before it created a run"
     return [
         record if record.has_ended else replace(record, error=reasons.get(str(record.num), absent))
         for record in records
