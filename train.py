@@ -1,6 +1,6 @@
 """Train one job or sweep: `python train.py --help`."""
 
-from paramtransfer.cli import main
+from paramtransfer.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -42,10 +42,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from paramtransfer.config import make_job
+from paramtransfer.cli.compose import make_job
 from paramtransfer.dataset.signal_noise import Samples
 from paramtransfer.estimates import accuracy
-from paramtransfer.experiment import Job, run
+from paramtransfer.experiment.run import Job, run
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.stage import SIDES
 from paramtransfer.task.synthetic import SyntheticTasks

@@ -19,12 +19,12 @@ from torchvision import datasets, transforms
 from paramtransfer.dataset.image_folder import ImageFolder
 from paramtransfer.dataset.images import InMemory
 from paramtransfer.model.networks import library_network, make_network
+from paramtransfer.optim.optimizers import SGD
 from paramtransfer.task.image_data import ImageTask, Part, View
 from paramtransfer.tracking.store import Store
-from paramtransfer.training.checkpoints import Checkpoints
-from paramtransfer.training.optimizers import SGD
+from paramtransfer.trainer.checkpoints import Checkpoints
+from paramtransfer.trainer.stage_trainer import StageTrainer
 from paramtransfer.training.supervised import SupervisedTraining
-from paramtransfer.training.trainer import StageTrainer
 from paramtransfer.transfer.callback import ParameterTransfer
 from paramtransfer.transfer.rules import Filters, Layers, TransferRule
 

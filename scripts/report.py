@@ -20,12 +20,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file to write (default: mlruns/report-SWEEP_ID.html)")
     arguments = parser.parse_args()
 
-    from paramtransfer.checks import ConfigError
-    from paramtransfer.config import register_resolvers
-    from paramtransfer.sweep_end import summarize, write_page
-    from paramtransfer.tracking.error import StoreError
+    from paramtransfer.cli.compose import register_resolvers
+    from paramtransfer.errors import ConfigError, StoreError
+    from paramtransfer.report.summary import summarize, write_page
     from paramtransfer.tracking.store import open_store
-    from paramtransfer.tracking.sweep import find_sweep, read_jobs
+    from paramtransfer.tracking.sweeps import find_sweep, read_jobs
 
     register_resolvers()
     folder = Path("mlruns")

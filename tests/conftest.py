@@ -79,7 +79,7 @@ def train_here(
     """Runs `python train.py` with some arguments in this process, in an own folder; returns what it prints."""
     from hydra.core.global_hydra import GlobalHydra
 
-    from paramtransfer.cli import main
+    from paramtransfer.cli.main import main
     from paramtransfer.tracking.store import open_store
 
     monkeypatch.chdir(tmp_path)
@@ -160,7 +160,7 @@ def compose_job() -> Callable[..., Any]:
     """The job that a command line describes, made in this process."""
     from hydra import compose, initialize_config_dir
 
-    from paramtransfer.config import make_job, register_resolvers
+    from paramtransfer.cli.compose import make_job, register_resolvers
 
     def compose_job(*overrides: str) -> Any:
         register_resolvers()

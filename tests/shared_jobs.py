@@ -8,12 +8,12 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from paramtransfer.config import make_job, register_resolvers
-from paramtransfer.experiment import run
+from paramtransfer.cli.compose import make_job, register_resolvers
+from paramtransfer.experiment.run import run
 from paramtransfer.tracking.store import Store
 from paramtransfer.training.solver import GramSolver
 
-PRELOADED = ["paramtransfer.experiment", "paramtransfer.task.synthetic", "hydra", "mlflow"]
+PRELOADED = ["paramtransfer.experiment.run", "paramtransfer.task.synthetic", "hydra", "mlflow"]
 CONF = str(Path(__file__).parents[1] / "conf")
 GATE = "TEST_GATE"  # names a file: a training waits until it is there, and fails with what it says
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from paramtransfer.dataset.signal_noise import Samples, SignalNoise
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN, TwoLayerCNNs
+from paramtransfer.optim.optimizers import GradientDescent
 from paramtransfer.stage import Side
 from paramtransfer.task.synthetic import SyntheticTask, SyntheticTasks
 from paramtransfer.training.full_batch import margins
-from paramtransfer.training.optimizers import GradientDescent
 from paramtransfer.training.solver import GramSolver
 from paramtransfer.transfer.rules import Filters
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import TINY
 from shared_jobs import PRELOADED, run_job
 
-from paramtransfer.tracking.claims import SharedStageError
+from paramtransfer.errors import SharedStageError
 from paramtransfer.tracking.store import Store
 
 STAGES = {"upstream", "baseline", "downstream"}

@@ -11,8 +11,8 @@ import pytest
 from conftest import TINY
 from hydra.core.global_hydra import GlobalHydra
 
-from paramtransfer.cli import main
-from paramtransfer.mistakes import find_nearest
+from paramtransfer.cli.main import main
+from paramtransfer.cli.mistakes import find_nearest
 from paramtransfer.tracking.store import open_store
 
 Fixture = Callable[..., Any]

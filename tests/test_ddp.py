@@ -9,8 +9,8 @@ import pytest
 import torch
 from image_files import write_folder
 
-from paramtransfer.checks import ConfigError
-from paramtransfer.experiment import run
+from paramtransfer.errors import ConfigError
+from paramtransfer.experiment.run import run
 from paramtransfer.tracking.store import Store
 from paramtransfer.training.supervised import Supervised
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from paramtransfer.config import make_job
-from paramtransfer.experiment import run
+from paramtransfer.cli.compose import make_job
+from paramtransfer.experiment.run import run
 from paramtransfer.tracking.store import Store
 
 CONF = str(Path(__file__).parents[1] / "conf")

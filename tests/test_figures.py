@@ -12,8 +12,8 @@ from paramtransfer.figures.curves import Curves
 from paramtransfer.figures.drawing import SweepData
 from paramtransfer.figures.heatmap import Heatmap
 from paramtransfer.figures.phase import Phase
-from paramtransfer.figures.sweep_table import average_seeds, swept_keys
-from paramtransfer.tracking.sweep import JobRecord
+from paramtransfer.report.sweep_table import average_seeds, swept_keys
+from paramtransfer.tracking.sweeps import JobRecord
 
 
 def sweep(table: pd.DataFrame, *keys: str) -> SweepData:

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torchvision import datasets
 from torchvision.models import get_model_weights
 
-from paramtransfer.checks import ConfigError
-from paramtransfer.experiment import run
+from paramtransfer.errors import ConfigError
+from paramtransfer.experiment.run import run
 from paramtransfer.stage import SIDES
 from paramtransfer.tracking.store import Store
 from paramtransfer.transfer.callback import ParameterTransfer

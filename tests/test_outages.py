@@ -17,7 +17,7 @@ import torch
 from conftest import TINY
 from mlflow_server import MlflowServer, proxy
 
-from paramtransfer.tracking.error import StoreError, Undelivered
+from paramtransfer.errors import StoreError, Undelivered
 from paramtransfer.tracking.store import Store
 
 STAGES = {"upstream", "baseline", "downstream"}
@@ -181,7 +181,7 @@ def test_server_that_stays_away(lasting_server: MlflowServer, tmp_path: Path, ru
     """The job finishes, says where its results are, and the same command delivers them before it looks for runs."""
     experiment = "away"
     more = ("task.upstream.steps=6000", "task.curve_points=1000", "task.num_test=20000", "replicates=4")
-    command = [sys.executable, "-c", IMPATIENT + "from paramtransfer.cli import main; main()", *TINY, *more]
+    command = [sys.executable, "-c", IMPATIENT + "from paramtransfer.cli.main import main; main()", *TINY, *more]
     environment = {**os.environ, "COLUMNS": "250", "MLFLOW_TRACKING_URI": lasting_server.uri}
     environment["MLFLOW_EXPERIMENT_NAME"] = experiment
 

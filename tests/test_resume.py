@@ -15,7 +15,7 @@ from image_files import write_folder
 from pytorch_lightning import LightningModule
 from shared_jobs import PRELOADED, compose_and_run
 
-from paramtransfer.experiment import run
+from paramtransfer.experiment.run import run
 from paramtransfer.tracking.store import Store
 from paramtransfer.training.full_batch import FullBatchTraining
 from paramtransfer.training.supervised import Supervised

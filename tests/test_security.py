@@ -23,8 +23,8 @@ from mlflow.exceptions import MlflowException
 from mlflow_server import MlflowServer, proxy
 
 from paramtransfer import experiment
+from paramtransfer.errors import StoreError
 from paramtransfer.tracking import provenance
-from paramtransfer.tracking.error import StoreError
 from paramtransfer.tracking.store import Store
 
 PASSWORD = "s3cret/pass:word"

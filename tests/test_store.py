@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from mlflow_server import free_port
 
-from paramtransfer.tracking.error import StoreError
-from paramtransfer.tracking.fingerprint import code_hash
+from paramtransfer.errors import StoreError
+from paramtransfer.experiment.identity import code_hash
 from paramtransfer.tracking.store import Store
 
 REPO = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ import torch
 from image_files import is_for_images
 from omegaconf import OmegaConf
 
-from paramtransfer.checks import ConfigError
+from paramtransfer.errors import ConfigError
 
 REPO = Path(__file__).parents[1]
 CONF = REPO / "conf"

@@ -11,8 +11,8 @@ import torch
 from image_files import write_folder
 from torch import nn
 
-from paramtransfer.checks import ConfigError
-from paramtransfer.experiment import run
+from paramtransfer.errors import ConfigError
+from paramtransfer.experiment.run import run
 from paramtransfer.tracking.store import Store
 from paramtransfer.transfer.apply import inherit
 from paramtransfer.transfer.blocks import plan_blocks

@@ -5,17 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 
-class ConfigError(ValueError):
-    """A setting that is out of range: one sentence that names the key, the value and what is allowed."""
-
-
-class TrainingError(RuntimeError):
-    """What ends a training that has begun: one sentence, also where a worker process says it within its traceback."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition("TrainingError: ")[2].strip())
-
-
 def whole(key: str, value: Any, *, at_least: int) -> int:
     """A whole number; 1e6 is one."""
     if _is_number(value) and value == math.floor(value) and value >= at_least:
@@ -57,11 +46,6 @@ def refusal(key: str, value: Any, allowed: str) -> ValueError:
     """What to raise: the value is shown as it is written in a configuration."""
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
     return ValueError(f"{key}={shown}: must be {allowed}")
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's error says, for a sentence of ours."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _is_number(value: Any) -> bool:

@@ -22,9 +22,10 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from paramtransfer.checks import TrainingError, flag, refusal, share, whole
+from paramtransfer.checks import flag, refusal, share, whole
 from paramtransfer.dataset import image_cache
 from paramtransfer.dataset.images import InMemory, Split, per_channel
+from paramtransfer.errors import TrainingError
 from paramtransfer.randomness import stream
 from paramtransfer.stage import SIDES
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from paramtransfer.experiment import Job
+    from paramtransfer.experiment.run import Job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from paramtransfer.checks import first_line
+from paramtransfer.errors import first_line
 from paramtransfer.model.networks import library_network, torchvision_names
 
 KEY = "model.upstream.weights"

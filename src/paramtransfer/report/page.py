@@ -11,9 +11,9 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from paramtransfer.figures.sweep_table import swept_keys
+from paramtransfer.report.sweep_table import swept_keys
 from paramtransfer.stage import Stage
-from paramtransfer.tracking.sweep import JobRecord
+from paramtransfer.tracking.sweeps import JobRecord
 
 _TABLE_ROWS = 150  # longer tables are named, not shown: they are what the figure draws
 _FEW_DIGITS = 8

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from paramtransfer.checks import first_line, number, refusal, share, whole
+from paramtransfer.checks import number, refusal, share, whole
 from paramtransfer.dataset.images import Images
+from paramtransfer.errors import first_line
 from paramtransfer.model.network_pair import NetworkPair
+from paramtransfer.optim.optimizers import MinibatchOptimizer
 from paramtransfer.randomness import stream
 from paramtransfer.stage import SIDES, Side, Stage
 from paramtransfer.task.image_data import ImageTask, Part, View
-from paramtransfer.training.optimizers import MinibatchOptimizer
 from paramtransfer.transfer.rules import TransferRule
 
 

@@ -18,9 +18,9 @@ from paramtransfer import theory
 from paramtransfer.checks import number, whole
 from paramtransfer.dataset.signal_noise import Draw, FreshSamples, Samples, SignalNoise
 from paramtransfer.model.two_layer_cnn import TwoLayerCNNs
+from paramtransfer.optim.optimizers import GradientDescent
 from paramtransfer.randomness import stream
 from paramtransfer.stage import SIDES, Side, Stage
-from paramtransfer.training.optimizers import GradientDescent
 
 _CURVE_TEST_POINTS = 1000
 

@@ -18,6 +18,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from paramtransfer.errors import SharedStageError
+
 if TYPE_CHECKING:
     from paramtransfer.tracking.store import Store
 
@@ -27,10 +29,6 @@ _DEAD_SECONDS = 45.0  # a process that has not refreshed its runs for so long ha
 _POLL_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
-
-
-class SharedStageError(RuntimeError):
-    """A stage that this job needs failed in the job that trained it; the message says why."""
 
 
 class SignsOfLife(Protocol):

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy import Engine, event
 
-from paramtransfer.tracking.error import StoreError
+from paramtransfer.errors import StoreError
 
 PATIENCE_SECONDS = 60.0
 """How long a call waits for a store that is away or locked."""

@@ -15,8 +15,8 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
+from paramtransfer.errors import StoreError
 from paramtransfer.tracking.connect import public, reason_of
-from paramtransfer.tracking.error import StoreError
 
 _FLUSH_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 30.0

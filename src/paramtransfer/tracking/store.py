@@ -20,10 +20,10 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Param, Run, RunTag
 
+from paramtransfer.errors import StoreError, Undelivered
 from paramtransfer.tracking import connect, provenance
 from paramtransfer.tracking.claims import FileSigns, Heartbeats, SignsOfLife
 from paramtransfer.tracking.connect import PatientClient, patiently, public, reason_of, without_secrets
-from paramtransfer.tracking.error import StoreError, Undelivered
 from paramtransfer.tracking.logger import BufferedLogger
 from paramtransfer.tracking.outbox import Outbox
 

@@ -12,12 +12,13 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from paramtransfer.checks import TrainingError, flag, refusal
+from paramtransfer.checks import flag, refusal
 from paramtransfer.dataset.signal_noise import FreshSamples, Samples
+from paramtransfer.errors import TrainingError
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN, output
+from paramtransfer.optim.optimizers import GradientDescent
 from paramtransfer.task.synthetic import FullBatch
 from paramtransfer.training.dynamics import Observer
-from paramtransfer.training.optimizers import GradientDescent
 from paramtransfer.training.solver import GramSolver, Solver
 
 MakeSolver = Callable[[TwoLayerCNN, Samples, float], Solver]

@@ -15,9 +15,10 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paramtransfer.checks import TrainingError, number, share
+from paramtransfer.checks import number, share
+from paramtransfer.errors import TrainingError
+from paramtransfer.optim.optimizers import MinibatchOptimizer
 from paramtransfer.task.image_data import Batch
-from paramtransfer.training.optimizers import MinibatchOptimizer
 
 
 class Supervised(LightningModule):

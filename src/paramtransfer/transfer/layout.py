@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from paramtransfer.checks import first_line
+from paramtransfer.errors import first_line
 
 _CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _POOLING = (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)

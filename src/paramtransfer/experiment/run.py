@@ -11,15 +11,15 @@ from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
-from paramtransfer.checks import ConfigError
-from paramtransfer.description import describe
+from paramtransfer.errors import ConfigError
 from paramtransfer.estimates import accuracy, paired_gain
+from paramtransfer.experiment.description import describe
 from paramtransfer.stage import SIDES, Side, Stage
 from paramtransfer.tracking.claims import claim, wait_for
 from paramtransfer.tracking.store import Store, as_json
-from paramtransfer.training.checkpoints import Checkpoints
-from paramtransfer.training.ranks import Order
-from paramtransfer.training.trainer import StageTrainer
+from paramtransfer.trainer.checkpoints import Checkpoints
+from paramtransfer.trainer.ranks import Order
+from paramtransfer.trainer.stage_trainer import StageTrainer
 from paramtransfer.transfer.callback import ParameterTransfer
 from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.rules import TransferRule

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from paramtransfer.checks import first_line
+from paramtransfer.errors import first_line
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # a cluster's warning; submitit's own
 _KEPT = 2  # the last one, and the one before should that be damaged

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from paramtransfer.checks import ConfigError, choice, flag, refusal, share, whole
+from paramtransfer.checks import choice, flag, refusal, share, whole
+from paramtransfer.errors import ConfigError
 from paramtransfer.stage import SIDES, Stage
 
 if TYPE_CHECKING:
-    from paramtransfer.experiment import Job, StageSettings
+    from paramtransfer.experiment.run import Job, StageSettings
 
 # Groups that a stage's result depends on. The trainer's part is the device and precision.
 _GROUPS = ("dataset", "task", "model", "transfer", "optim")
@@ -173,7 +174,7 @@ def instantiate(key: str, values: Any, **objects: Any) -> Any:
 
 
 def _make_job(config: DictConfig) -> "Job":
-    from paramtransfer.experiment import Job
+    from paramtransfer.experiment.run import Job
 
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for group in (*_GROUPS, "solver", "trainer"):
@@ -239,8 +240,8 @@ def _settings(
     device: str,
 ) -> "StageSettings":
     """What a stage depends on: all groups, less what its classes say it does not use, and the content of files."""
-    from paramtransfer.experiment import StageSettings
-    from paramtransfer.tracking.fingerprint import fingerprint
+    from paramtransfer.experiment.identity import fingerprint
+    from paramtransfer.experiment.run import StageSettings
 
     groups = {group: values[group] for group in _GROUPS}
     alone = stage if "upstream" in stages else "baseline"  # without an upstream, task 1 is nobody's

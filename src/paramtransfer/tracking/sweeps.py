@@ -14,8 +14,8 @@ from typing import Any
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from paramtransfer.errors import StoreError
 from paramtransfer.stage import Stage
-from paramtransfer.tracking.error import StoreError
 from paramtransfer.tracking.store import Store, as_json
 
 _JOBS = "jobs"

@@ -10,8 +10,8 @@ from paramtransfer.figures import style
 from paramtransfer.figures.curves import Curves
 from paramtransfer.figures.drawing import Draw, SweepData
 from paramtransfer.figures.heatmap import Heatmap
-from paramtransfer.figures.sweep_table import printed
-from paramtransfer.tracking.sweep import NOT_STARTED, JobRecord
+from paramtransfer.report.sweep_table import printed
+from paramtransfer.tracking.sweeps import NOT_STARTED, JobRecord
 
 
 def print_table(data: SweepData, records: Sequence[JobRecord]) -> dict[str, str | bytes]:

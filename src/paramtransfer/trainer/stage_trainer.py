@@ -13,7 +13,7 @@ from torch import nn
 
 from paramtransfer.checks import choice, flag, number, refusal, whole
 from paramtransfer.stage import Stage
-from paramtransfer.training.ranks import Ranks, num_tasks
+from paramtransfer.trainer.ranks import Ranks, num_tasks
 
 # Lightning's own use of a function that torch 2.14 deprecates.
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")

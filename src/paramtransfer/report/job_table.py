@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from paramtransfer.experiment import Job, StageResult
+from paramtransfer.experiment.run import Job, StageResult
 from paramtransfer.stage import Stage
 from paramtransfer.transfer.report import Report
 

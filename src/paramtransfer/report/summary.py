@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from paramtransfer.config import instantiate, make_job, parse
+from paramtransfer.cli.compose import instantiate, make_job, parse
 from paramtransfer.figures.drawing import SweepData
-from paramtransfer.figures.sweep_output import draw_figure, print_table
-from paramtransfer.figures.sweep_table import read_sweep
 from paramtransfer.report.page import Content, render
+from paramtransfer.report.sweep_table import read_sweep
+from paramtransfer.report.terminal import draw_figure, print_table
 from paramtransfer.tracking.store import Store
-from paramtransfer.tracking.sweep import JobRecord, read_config, read_jobs, runs_of, write_jobs
+from paramtransfer.tracking.sweeps import JobRecord, read_config, read_jobs, runs_of, write_jobs
 
 
 def summarize(store: Store, sweep_id: str, records: Sequence[JobRecord]) -> None:

@@ -21,15 +21,15 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from paramtransfer.config import check_root, register_resolvers, sweep_configs, sweep_jobs
-from paramtransfer.tracking.error import StoreError, Undelivered
+from paramtransfer.cli.compose import check_root, register_resolvers, sweep_configs, sweep_jobs
+from paramtransfer.errors import StoreError, Undelivered
 
 if TYPE_CHECKING:
     from paramtransfer.stage import Stage
 
 _STARTED = time.monotonic()
 _FOLDER = Path("mlruns")
-_CONF = Path(__file__).parents[2] / "conf"
+_CONF = Path(__file__).parents[3] / "conf"
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's: 1 asks for tracebacks
 _SWEEP = "PARAMTRANSFER_SWEEP"  # in a job's environment: the id of the sweep that it belongs to
 
@@ -52,7 +52,7 @@ def main() -> None:
     except CompactHydraException as error:
         if wants_traceback:
             raise
-        from paramtransfer.mistakes import explain
+        from paramtransfer.cli.mistakes import explain
 
         sys.exit(explain(error, _CONF))
     except Exception as error:
@@ -75,11 +75,7 @@ def _end(word: str, *_: Any) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(_CONF), config_name="config")
 def _run(config: DictConfig) -> None:
-    from paramtransfer.lean_imports import import_lean
-
-    import_lean()
-    from paramtransfer.checks import ConfigError, TrainingError
-    from paramtransfer.tracking.claims import SharedStageError
+    from paramtransfer.errors import ConfigError, SharedStageError, TrainingError
 
     _end_gracefully()  # a launcher may have started this job in a process of its own
     register_resolvers()
@@ -105,8 +101,8 @@ def _exit(error: Exception) -> NoReturn:
 
 
 def _print_plan(config: DictConfig) -> None:
-    from paramtransfer.config import make_job
-    from paramtransfer.experiment import plan
+    from paramtransfer.cli.compose import make_job
+    from paramtransfer.experiment.run import plan
     from paramtransfer.tracking.store import open_store
 
     print(plan(make_job(config), lambda run_id: open_store(_FOLDER).state(run_id)))
@@ -114,9 +110,9 @@ def _print_plan(config: DictConfig) -> None:
 
 def _print_preview(configs: Sequence[DictConfig]) -> bool:
     """Print how much would be trained, jobs that are refused counted, too; whether none is."""
-    from paramtransfer.checks import ConfigError
-    from paramtransfer.config import make_job
-    from paramtransfer.preview import preview
+    from paramtransfer.cli.compose import make_job
+    from paramtransfer.errors import ConfigError
+    from paramtransfer.experiment.preview import preview
     from paramtransfer.tracking.store import open_store
 
     jobs, refused = [], []
@@ -130,9 +126,9 @@ def _print_preview(configs: Sequence[DictConfig]) -> bool:
 
 
 def _run_alone(config: DictConfig) -> None:
-    from paramtransfer.config import make_job
-    from paramtransfer.experiment import RANKS, follow, plan, run
-    from paramtransfer.figures.job_table import print_job
+    from paramtransfer.cli.compose import make_job
+    from paramtransfer.experiment.run import RANKS, follow, plan, run
+    from paramtransfer.report.job_table import print_job
     from paramtransfer.tracking.store import open_store
 
     job = make_job(config)
@@ -146,11 +142,11 @@ def _run_alone(config: DictConfig) -> None:
 
 
 def _run_in_sweep(config: DictConfig, sweep_id: str) -> None:
-    from paramtransfer.config import make_job
-    from paramtransfer.experiment import RANKS, follow, run
-    from paramtransfer.figures.job_table import print_job_line
+    from paramtransfer.cli.compose import make_job
+    from paramtransfer.experiment.run import RANKS, follow, run
+    from paramtransfer.report.job_table import print_job_line
     from paramtransfer.tracking.store import open_store
-    from paramtransfer.tracking.sweep import JobRecord, check_host, record_job, sweep_of_job, tags_of
+    from paramtransfer.tracking.sweeps import JobRecord, check_host, record_job, sweep_of_job, tags_of
 
     num = int(HydraConfig.get().job.num)
     overrides = _overrides(config, list(HydraConfig.get().overrides.task))
@@ -217,7 +213,7 @@ class SweepCallback(Callback):
                     sys.exit(0 if is_fine else 1)
                 self._start(config, jobs)
         except CompactHydraException as error:
-            from paramtransfer.mistakes import explain
+            from paramtransfer.cli.mistakes import explain
 
             sys.exit(explain(error, _CONF))
         except Exception as error:  # left to Hydra, it would be no more than a warning
@@ -225,7 +221,7 @@ class SweepCallback(Callback):
 
     def _start(self, config: DictConfig, jobs: list[list[str]] | None) -> None:
         from paramtransfer.tracking.store import open_store
-        from paramtransfer.tracking.sweep import start_sweep
+        from paramtransfer.tracking.sweeps import start_sweep
 
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         experiment = config.hydra.runtime.choices.get("experiment")
@@ -275,9 +271,9 @@ def _closing_sweep() -> Iterator[None]:
 
 def _close_sweep(sweep_id: str) -> None:
     """Table, figure and page from the store alone, when all jobs have ended, and the end of the sweep's run."""
-    from paramtransfer.sweep_end import summarize, write_page
+    from paramtransfer.report.summary import summarize, write_page
     from paramtransfer.tracking.store import open_store
-    from paramtransfer.tracking.sweep import bury_jobs, end_sweep, wait_for_jobs
+    from paramtransfer.tracking.sweeps import bury_jobs, end_sweep, wait_for_jobs
 
     store = open_store(_FOLDER)
     with store.closing() as opened:

@@ -119,7 +119,7 @@ class Ranks:
         assert self._folder is not None
         (self._folder / CONFIG).write_text(self._config)
         for rank in range(1, self.size):
-            command = [sys.executable, "-m", "paramtransfer.rank", str(self._folder), str(rank)]
+            command = [sys.executable, "-m", "paramtransfer.cli.follow", str(self._folder), str(rank)]
             self._processes.append(subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}))
         self._join()
 

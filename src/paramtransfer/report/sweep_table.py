@@ -10,10 +10,10 @@ from rich.table import Table
 
 from paramtransfer.figures.drawing import SweepData
 from paramtransfer.tracking.store import Store
-from paramtransfer.tracking.sweep import JobRecord
+from paramtransfer.tracking.sweeps import JobRecord
 
 if TYPE_CHECKING:
-    from paramtransfer.experiment import Job
+    from paramtransfer.experiment.run import Job
 
 SEED = "seed"
 _ESTIMATES = ("test/acc", "test/acc_without_transfer", "test/gain")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from paramtransfer.experiment import Job
+from paramtransfer.experiment.run import Job
 from paramtransfer.tracking.history import Training, read_history
 from paramtransfer.tracking.store import Store
 

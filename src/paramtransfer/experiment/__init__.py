@@ -1,0 +1,1 @@
+"""A job: what identifies its stages, how each is found or trained."""
