@@ -45,7 +45,8 @@ from torch.nn.functional import softplus
 from paramtransfer.cli.compose import make_job
 from paramtransfer.dataset.signal_noise import Samples
 from paramtransfer.estimates import accuracy
-from paramtransfer.experiment.run import Job, run
+from paramtransfer.experiment.job import Job
+from paramtransfer.experiment.run import run
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.stage import SIDES
 from paramtransfer.task.synthetic import SyntheticTasks
@@ -95,7 +96,7 @@ class Bench:
         data = job.tasks.data("upstream", seed=0, replicates=replicates)
         samples: Samples = next(iter(data.train_dataloader())).samples
         model: Any = job.model.build(data)
-        return model.to(self.device), samples.to(self.device), tasks_of(job).optim.lr
+        return model.to(self.device), samples.to(torch.device(self.device)), tasks_of(job).optim.lr
 
 
 def compose_job(*overrides: str) -> Job:
@@ -338,7 +339,8 @@ def stage_overhead(bench: Bench) -> Iterator[Line]:
 def draw_all(job: Job) -> None:
     """The training samples and filters of every stage."""
     for stage in job.stages:
-        _ = job.tasks.data(SIDES[stage], seed=job.seed, replicates=job.replicates).initial_RFD
+        data: Any = job.tasks.data(SIDES[stage], seed=job.seed, replicates=job.replicates)
+        _ = data.initial_RFD
 
 
 def million_test_points(bench: Bench) -> Iterator[Line]:
@@ -349,7 +351,7 @@ def million_test_points(bench: Bench) -> Iterator[Line]:
     num_test = 10**5 if bench.quick else 10**6
     job = bench.job(f"task.num_test={num_test}", "replicates=1")
     data = job.tasks.data("downstream", seed=0, replicates=1)
-    module: Any = job.training(model=job.model.build(data))
+    module = job.training(job.model.build(data))
     trainer = job.trainer("baseline", epochs=1, logger=DummyLogger(), callbacks=[])
 
     def score() -> None:

@@ -21,6 +21,7 @@ from paramtransfer.dataset.images import InMemory
 from paramtransfer.model.networks import library_network, make_network
 from paramtransfer.optim.optimizers import SGD
 from paramtransfer.task.image_data import ImageTask, Part, View
+from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
 from paramtransfer.trainer.checkpoints import Checkpoints
 from paramtransfer.trainer.stage_trainer import StageTrainer
@@ -146,9 +147,10 @@ def _steps(
 
     def ours(store: Store) -> None:
         data = _task(images, size=size, batch_size=batch_size)
-        run_id = store.create([], name="bench", tags={"stage": "downstream"}, params={}, files={})
+        session = Session(store)
+        run_id = session.create(name="bench", tags={"stage": "downstream"}, params={}, files={})
         logger = store.logger(run_id)
-        checkpoints = Checkpoints(store.checkpoints(run_id), minutes=60, before=logger.flush)
+        checkpoints = Checkpoints(session.checkpoints(run_id), minutes=60, before=logger.flush)
         callbacks = [ParameterTransfer(rule, upstream, seed=0), checkpoints]
         trainers("downstream", epochs=1, logger=logger, callbacks=callbacks).fit(training(model), data)
 

@@ -20,22 +20,25 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file to write (default: mlruns/report-SWEEP_ID.html)")
     arguments = parser.parse_args()
 
-    from paramtransfer.cli.compose import register_resolvers
+    from paramtransfer.cli.process import configure_process
+
+    configure_process()
+    from paramtransfer.cli.calc import register_resolvers
+    from paramtransfer.cli.sweep import summarize_sweep
     from paramtransfer.errors import ConfigError, StoreError
-    from paramtransfer.report.summary import summarize, write_page
+    from paramtransfer.report.summary import write_page
     from paramtransfer.tracking.store import open_store
     from paramtransfer.tracking.sweeps import find_sweep, read_jobs
 
-    register_resolvers()
     folder = Path("mlruns")
     try:
         store = open_store(folder)
-        run = find_sweep(store, arguments.sweep)
-        sweep_id: str = run.info.run_id
-        if run.info.status == "RUNNING" or not store.read_files(sweep_id, suffix="jobs.json"):
-            summarize(store, sweep_id, read_jobs(store, sweep_id))
-        page = write_page(store, sweep_id)
-        output = arguments.output or folder / f"report-{sweep_id}.html"
+        sweep = find_sweep(store, arguments.sweep)
+        if sweep.status == "RUNNING" or not store.read_files(sweep.run_id, suffix="jobs.json"):
+            register_resolvers()
+            summarize_sweep(store, sweep.run_id, read_jobs(store, sweep.run_id))
+        page = write_page(store, sweep.run_id)
+        output = arguments.output or folder / f"report-{sweep.run_id}.html"
         output.write_text(page, encoding="utf-8")
     except (ConfigError, LookupError, OSError, StoreError) as error:
         sys.exit(str(error))

@@ -1,5 +1,7 @@
 """What tests of whole jobs share: processes as a user starts them, their store read back, and jobs composed here."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -7,14 +9,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when MLflow is imported
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # read when torch is imported: threads of tests do not spin against each other
 
 import pytest
 from mlflow_server import MlflowServer
+
+from paramtransfer.cli.process import configure_process
+
+configure_process()  # before MLflow is imported
 
 REPO = Path(__file__).parents[1]
 TINY = [
@@ -70,6 +76,45 @@ def train(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., "subpr
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return train
+
+
+@pytest.fixture(scope="session")
+def run_here() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """The same in this process, which has imported everything already: for all that needs no process of its own."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from paramtransfer.cli.main import main
+    from paramtransfer.tracking.store import open_store
+
+    def run_here(
+        folder: Path, *arguments: str, more: Sequence[str] = (), tiny: Sequence[str] = TINY, **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
+        strange = ("MLFLOW_TRACKING", "HYDRA_FULL_ERROR")  # the second is main's own, for its process
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
+        words = ["train.py", *arguments, *tiny, *more]
+        stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        open_store.cache_clear()
+        GlobalHydra.instance().clear()
+        with (
+            contextlib.chdir(folder),
+            mock.patch.dict(os.environ, {**clean, "COLUMNS": "250", **environment}, clear=True),
+            mock.patch.object(sys, "argv", words),
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+        ):
+            try:
+                main()
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+                if isinstance(ended.code, str):
+                    print(ended.code, file=stderr)
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        return subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
+
+    return run_here
 
 
 @pytest.fixture
@@ -160,7 +205,8 @@ def compose_job() -> Callable[..., Any]:
     """The job that a command line describes, made in this process."""
     from hydra import compose, initialize_config_dir
 
-    from paramtransfer.cli.compose import make_job, register_resolvers
+    from paramtransfer.cli.calc import register_resolvers
+    from paramtransfer.cli.compose import make_job
 
     def compose_job(*overrides: str) -> Any:
         register_resolvers()

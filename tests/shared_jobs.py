@@ -8,7 +8,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from paramtransfer.cli.compose import make_job, register_resolvers
+from paramtransfer.cli.calc import register_resolvers
+from paramtransfer.cli.compose import make_job
 from paramtransfer.experiment.run import run
 from paramtransfer.tracking.store import Store
 from paramtransfer.training.solver import GramSolver

@@ -11,8 +11,8 @@ import pytest
 from conftest import TINY
 from hydra.core.global_hydra import GlobalHydra
 
+from paramtransfer.checks import did_you_mean
 from paramtransfer.cli.main import main
-from paramtransfer.cli.mistakes import find_nearest
 from paramtransfer.tracking.store import open_store
 
 Fixture = Callable[..., Any]
@@ -47,10 +47,10 @@ def test_mistake_is_one_line_with_the_nearest_name(words: str, tmp_path: Path, t
 def test_nearest_name() -> None:
     """A key by its last part alone, all that are equally near, nothing where nothing is near."""
     keys = ["alpha", "transfer.alpha", "task.upstream.steps", "task.downstream.steps"]
-    assert find_nearest("steps", keys) == ["task.upstream.steps", "task.downstream.steps"]
-    assert find_nearest("alpa", keys) == ["alpha"]
-    assert find_nearest("transfer.alpa", keys) == ["transfer.alpha"]
-    assert find_nearest("momentum", keys) == []
+    assert did_you_mean("steps", keys) == "; did you mean task.upstream.steps or task.downstream.steps?"
+    assert did_you_mean("alpa", keys) == "; did you mean alpha?"
+    assert did_you_mean("transfer.alpa", keys) == "; did you mean transfer.alpha?"
+    assert did_you_mean("momentum", keys) == ""
 
 
 @pytest.fixture
@@ -91,6 +91,8 @@ def test_preview(command: Fixture, tmp_path: Path, runs_of: Fixture) -> None:
     again = command("-m", "alpha=0.25,0.5,0.75", "seed=0,1", "dry_run=true").splitlines()
     assert again[0] == "6 jobs: 10 different trainings, 4 reused, 6 to train."
     assert again[1].startswith("Training takes about 1 s in all, judged by finished runs that differ in alpha, ")
+    assert "upstream is trained: the nearest finished run, " in again[2]
+    assert "differs in seed 0 -> 1" in again[2]
     assert command("alpha=0.25", "dry_run=true") == "1 job: 3 different trainings, 3 reused, 0 to train.\n"
     anew = command("alpha=0.25", "dry_run=true", "reuse=false")
     assert anew.startswith(

@@ -36,10 +36,7 @@ def job(tmp_path: Path, compose_job: Fixture, monkeypatch: pytest.MonkeyPatch) -
 
 
 def points(store: Store, run_id: str) -> dict[str, list[tuple[int, float]]]:
-    return {
-        key: [(point.step, point.value) for point in store.client.get_metric_history(run_id, key)]
-        for key in ("train/loss", "val/acc", "test/acc")
-    }
+    return {key: list(store.history(run_id, key).items()) for key in ("train/loss", "val/acc", "test/acc")}
 
 
 def children() -> list[int]:

@@ -54,8 +54,7 @@ def test_curves_have_their_points_and_no_other(tmp_path: Path) -> None:
     store = Store(tmp_path)
     upstream = results(tmp_path)["upstream"]
     for name in ("train/loss", "test/acc_curve"):
-        steps = [point.step for point in store.client.get_metric_history(upstream.run_id, name)]
-        assert steps == [30 * part // 7 for part in range(1, 8)]
+        assert list(store.history(upstream.run_id, name)) == [30 * part // 7 for part in range(1, 8)]
 
 
 def test_nothing_inherited_is_the_baseline_whatever_task_1_is(tmp_path: Path) -> None:

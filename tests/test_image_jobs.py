@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 import huggingface_hub.constants
 import pandas as pd
@@ -59,22 +58,22 @@ def job(root: Path, compose_job: Fixture) -> Fixture:
 
 
 def files_of(run: Any) -> Path:
-    return Path(urlsplit(run.info.artifact_uri).path)
+    return Path(run.artifacts)
 
 
 def test_job_on_images(tmp_path: Path, job: Fixture) -> None:
     """Three runs with curves, parameters of their own and an account of every tensor; found again, trained once."""
     store = Store(tmp_path)
     results = run(job(), store, tags={})
-    runs = {stage: store.client.get_run(result.run_id) for stage, result in results.items()}
-    assert {found.info.status for found in runs.values()} == {"FINISHED"}
-    assert runs["downstream"].info.run_name == "downstream α=0.5 test_resnet ratio=2 seed=0"
+    runs = {stage: store.run(result.run_id) for stage, result in results.items()}
+    assert {found.status for found in runs.values()} == {"FINISHED"}
+    assert runs["downstream"].name == "downstream α=0.5 test_resnet ratio=2 seed=0"
     for found in runs.values():
-        assert {"test/acc", "test/acc_sem", "train/loss", "val/acc", "time/train"} <= found.data.metrics.keys()
-        assert len(store.client.get_metric_history(found.info.run_id, "val/acc")) == 2
-        assert "dataset.root" not in found.data.params
-        assert found.data.params["dataset.content"]
-    params = {stage: found.data.params.keys() for stage, found in runs.items()}
+        assert {"test/acc", "test/acc_sem", "train/loss", "val/acc", "time/train"} <= found.metrics.keys()
+        assert len(store.history(found.run_id, "val/acc")) == 2
+        assert "dataset.root" not in found.params
+        assert found.params["dataset.content"]
+    params = {stage: found.params.keys() for stage, found in runs.items()}
     assert not {key for key in params["upstream"] if "downstream" in key}
     assert not {key for key in params["baseline"] if "upstream" in key} | {"task.ratio"} & params["baseline"]
     account = json.loads((files_of(runs["downstream"]) / "transfer.json").read_text())["tensors"]
@@ -151,9 +150,9 @@ def test_upstream_weights_from_elsewhere(tmp_path: Path, job: Fixture) -> None:
     )
     for weights in (trained["upstream"].run_id, str(path), str(tmp_path / "upstream.safetensors")):
         results = run(job(f"model.upstream.weights={weights}"), store, tags={})
-        upstream = store.client.get_run(results["upstream"].run_id)
-        assert upstream.data.params["model.upstream.content"]
-        assert "test/acc" not in upstream.data.metrics
+        upstream = store.run(results["upstream"].run_id)
+        assert upstream.params["model.upstream.weights"]
+        assert "test/acc" not in upstream.metrics
         ours, theirs = results["downstream"].state, trained["downstream"].state
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
@@ -168,7 +167,8 @@ def test_two_datasets(tmp_path: Path, root: Path, compose_job: Fixture) -> None:
     settings = [*IMAGES, "task=whole", f"dataset.root={root}", f"task.upstream.dataset={given}"]
     made = compose_job(*settings)
     assert [len(made.tasks.classes_of(side, 0)) for side in ("upstream", "downstream")] == [3, 10]
-    assert made.stages["upstream"].params["dataset.content"] != made.stages["downstream"].params["dataset.content"]
+    source_content = made.stages["upstream"].settings["task.upstream.dataset.content"]
+    assert source_content != made.stages["baseline"].settings["dataset.content"]
     Image.new("RGB", (32, 32), "red").save(source / "train" / "red" / "000.png")
     (own := json.loads(json.dumps(OmegaConf.to_container(dataset))))["root"] = f"{root}/../root"
     with pytest.raises(ConfigError, match=r"task\.upstream\.dataset=\S*root: must be another dataset with task=whole"):
@@ -183,8 +183,7 @@ def test_divergence_ends_with_a_sentence(tmp_path: Path, job: Fixture) -> None:
     store = Store(tmp_path)
     with pytest.raises(RuntimeError, match="training diverged"):
         run(job("optim.lr=1e30"), store, tags={})
-    (experiment,) = [e for e in store.client.search_experiments() if e.name == "paramtransfer"]
-    assert {found.info.status for found in store.client.search_runs([experiment.experiment_id])} == {"FAILED"}
+    assert {found.status for found in store.runs("tags.stage != ''")} == {"FAILED"}
 
 
 @pytest.mark.parametrize(
@@ -250,7 +249,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path, job: Fixtur
     ):
         with pytest.raises(ConfigError, match=rf"model\.upstream\.weights=\S*{name}\.pt: {sentence}"):
             run(job(f"model.upstream.weights={tmp_path}/{name}.pt"), store, tags={})
-    assert not store.client.search_runs([store.experiment_id])
+    assert not list(store.runs("tags.stage != ''"))
 
 
 def test_pretrained_weights_say_what_to_do_offline(

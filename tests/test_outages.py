@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from conftest import TINY
 from mlflow_server import MlflowServer, proxy
 
 from paramtransfer.errors import StoreError, Undelivered
+from paramtransfer.tracking.claims import Session
+from paramtransfer.tracking.results import Result
 from paramtransfer.tracking.store import Store
 
 STAGES = {"upstream", "baseline", "downstream"}
-RESULT = {"state": torch.arange(3)}
+RESULT = Result(state={"weight": torch.arange(3)}, hits_RN=torch.ones(2, 5, dtype=torch.bool))
 
 Fixture = Callable[..., Any]
 
@@ -40,10 +43,8 @@ def open_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     return open_store
 
 
-def _create(store: Store, opened: list[str], fingerprint: str = "f") -> str:
-    return store.create(
-        opened, name="stage", tags={"stage": "upstream", "fingerprint": fingerprint}, params={}, files={}
-    )
+def _create(session: Session, fingerprint: str = "f") -> str:
+    return session.create(name="stage", tags={"stage": "upstream", "fingerprint": fingerprint}, params={}, files={})
 
 
 def _undelivered(folder: Path) -> list[Path]:
@@ -51,7 +52,7 @@ def _undelivered(folder: Path) -> list[Path]:
 
 
 def _status(store: Store, run_id: str) -> str:
-    return str(store.client.get_run(run_id).info.status)
+    return str(store.run(run_id).status)
 
 
 def _wait_until(condition: Callable[[], Any], process: "subprocess.Popen[str] | None" = None) -> None:
@@ -87,8 +88,8 @@ def test_metrics_of_a_restarted_server_arrive_once_and_in_order(
     heard: list[Any] = []
     with proxy(lasting_server, _losing("/runs/log-batch", to_lose, heard)) as uri:
         store = open_store(uri)
-        with store.closing() as opened:
-            run_id = _create(store, opened)
+        with Session(store) as session:
+            run_id = _create(session)
             logger = store.logger(run_id)
             longest = 0.0
             steps = 0
@@ -109,7 +110,7 @@ def test_metrics_of_a_restarted_server_arrive_once_and_in_order(
             restart = threading.Thread(target=lasting_server.start)
             restart.start()
             train_until(lambda: not restart.is_alive())
-            store.finish(run_id, metrics={"test/acc": 0.5}, result=RESULT, files={"transfer.json": "{}"})
+            session.finish(run_id, RESULT, metrics={"test/acc": 0.5}, files={"transfer.json": "{}"})
             store.settle()
         assert longest < 0.5
         points = [(point["key"], point["step"]) for batch in heard for point in batch.get("metrics", ())]
@@ -117,10 +118,9 @@ def test_metrics_of_a_restarted_server_arrive_once_and_in_order(
         for key in ("loss", "other"):
             query = f"SELECT step FROM metrics WHERE run_uuid = '{run_id}' AND key = '{key}' ORDER BY rowid"
             assert [step for (step,) in lasting_server.rows(query)] == list(range(steps))
-        found = store.load(run_id)
-        assert found is not None
-        assert found[0].info.status == "FINISHED"
-        assert torch.equal(found[1]["state"], RESULT["state"])
+        assert _status(store, run_id) == "FINISHED"
+        assert torch.equal(store.result(run_id).state["weight"], RESULT.state["weight"])
+        assert torch.equal(store.result(run_id).hits_RN, RESULT.hits_RN)
         assert _undelivered(tmp_path) == []
 
 
@@ -128,9 +128,9 @@ def test_lost_answer_to_a_creation_makes_no_second_run(lasting_server: MlflowSer
     """A run that exists though nothing said so is the one that goes on."""
     with proxy(lasting_server, _losing("/runs/create", [True], [])) as uri:
         store = open_store(uri)
-        with store.closing() as opened:
-            run_id = _create(store, opened, "created once")
-            store.end(run_id, "FINISHED")
+        with Session(store) as session:
+            run_id = _create(session, "created once")
+            session.end(run_id, "FINISHED")
         query = "SELECT run_uuid FROM tags WHERE key = 'fingerprint' AND value = 'created once'"
         assert lasting_server.rows(query) == [(run_id,)]
 
@@ -159,8 +159,8 @@ def test_job_killed_in_an_outage_leaves_its_metrics(
 ) -> None:
     """What a killed process could not send, a line cut short included, is delivered by the next one, once."""
     store = open_store(lasting_server.uri)
-    with store.closing() as opened:
-        run_id = _create(store, opened)
+    with Session(store) as session:
+        run_id = _create(session)
         folder = tmp_path / "mlruns" / "undelivered" / f"{run_id}.1"
         command = [sys.executable, "-c", KILLED_IN_AN_OUTAGE, lasting_server.uri, run_id, str(folder)]
         process = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -168,7 +168,7 @@ def test_job_killed_in_an_outage_leaves_its_metrics(
         with (folder / "points.jsonl").open("a") as file:
             file.write('\n["loss", 2')
         store.deliver_left()
-        store.end(run_id, "FINISHED")
+        session.end(run_id, "FINISHED")
     query = f"SELECT step FROM metrics WHERE run_uuid = '{run_id}' AND key = 'loss' ORDER BY rowid"
     assert [step for (step,) in lasting_server.rows(query)] == list(range(2000))
     assert _undelivered(tmp_path) == []
@@ -229,8 +229,8 @@ time.sleep(float(sys.argv[2]))
 def test_store_locked_by_another_process(tmp_path: Path, open_store: Fixture, caplog: pytest.LogCaptureFixture) -> None:
     """For 30 s: a job that starts waits and says for what; one that trains goes on, and its results arrive."""
     store = open_store()
-    with store.closing() as opened:
-        run_id = _create(store, opened)
+    with Session(store) as session:
+        run_id = _create(session)
         command = [sys.executable, "-c", LOCK, str(tmp_path / "mlruns" / "mlflow.db"), "30"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -242,7 +242,7 @@ def test_store_locked_by_another_process(tmp_path: Path, open_store: Fixture, ca
             for step in range(1000):
                 logger.log_metrics({"loss": 0.0}, step)
             assert time.monotonic() - started < 5
-            store.finish(run_id, metrics={}, result=RESULT, files={})
+            session.finish(run_id, RESULT, metrics={}, files={})
             store.settle()
             opening.join(60)
         assert time.monotonic() - started > 29
@@ -250,8 +250,7 @@ def test_store_locked_by_another_process(tmp_path: Path, open_store: Fixture, ca
     (message,) = {record.message for record in caplog.records if "waiting" in record.message}
     assert message == f"waiting for {store.uri}, locked by another process"
     assert _status(store, run_id) == "FINISHED"
-    history = store.client.get_metric_history(run_id, "loss")
-    assert [point.step for point in history] == list(range(1000))
+    assert list(store.history(run_id, "loss")) == list(range(1000))
 
 
 def test_full_disk(tmp_path: Path, open_store: Fixture) -> None:
@@ -264,10 +263,10 @@ def test_full_disk(tmp_path: Path, open_store: Fixture) -> None:
         store = open_store(folder=disk)
         failure = None
         try:
-            with store.closing() as opened:
-                run_id = _create(store, opened)
+            with Session(store) as session:
+                run_id = _create(session)
                 (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - 8192))
-                store.finish(run_id, metrics={}, result={"state": torch.zeros(10**5)}, files={})
+                session.finish(run_id, replace(RESULT, state={"weight": torch.zeros(10**5)}), metrics={}, files={})
         except StoreError as error:
             failure = str(error)
         assert re.fullmatch(rf"{disk}/undelivered/{run_id}\.\w+: cannot be written \(.+\)", str(failure))
@@ -286,27 +285,26 @@ def test_artifacts_that_cannot_be_written(tmp_path: Path, open_store: Fixture) -
     artifacts.touch()  # no folder can be made here, not even by root
     with (
         pytest.raises(StoreError, match=r"^run \w+: its artifacts cannot be written \(.*\)$"),
-        store.closing() as opened,
+        Session(store) as session,
     ):
-        _create(store, opened)
-    assert [_status(store, run_id) for run_id in opened] == ["FAILED"]
+        _create(session)
+    assert [_status(store, run_id) for run_id in session.opened] == ["FAILED"]
     assert _undelivered(tmp_path) == []
 
     artifacts.unlink()
-    with store.closing() as opened:
-        run_id = _create(store, opened)
+    with Session(store) as session:
+        run_id = _create(session)
         artifacts.rename(tmp_path / "away")
         artifacts.touch()
-        store.finish(run_id, metrics={"test/acc": 0.5}, result=RESULT, files={})
+        session.finish(run_id, RESULT, metrics={"test/acc": 0.5}, files={})
     with pytest.raises(Undelivered, match=str(tmp_path / "mlruns" / "undelivered")):
         store.settle()
     assert _status(store, run_id) == "FAILED"
-    assert "not delivered" in store.client.get_run(run_id).data.tags["error"]
+    assert "not delivered" in store.run(run_id).tags["error"]
 
     artifacts.unlink()
     (tmp_path / "away").rename(artifacts)
     store.settle()
-    run, result = store.load(run_id) or pytest.fail("not found")
-    assert run.info.status == "FINISHED"
-    assert "error" not in run.data.tags
-    assert torch.equal(result["state"], RESULT["state"])
+    assert _status(store, run_id) == "FINISHED"
+    assert "error" not in store.run(run_id).tags
+    assert torch.equal(store.result(run_id).state["weight"], RESULT.state["weight"])

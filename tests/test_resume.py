@@ -88,8 +88,8 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Fixture:
 
 def curves(store: Store, run_id: str) -> dict[str, list[tuple[int, float]]]:
     """All metrics of a run but those of time: steps and values."""
-    keys = [key for key in store.client.get_run(run_id).data.metrics if not key.startswith("time/")]
-    return {key: [(point.step, point.value) for point in store.client.get_metric_history(run_id, key)] for key in keys}
+    keys = [key for key in store.run(run_id).metrics if not key.startswith("time/")]
+    return {key: list(store.history(run_id, key).items()) for key in keys}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -101,12 +101,12 @@ def test_resumed_training_ends_as_if_uninterrupted(case: str, tmp_path: Path, jo
     interrupt(kind, step)
     with pytest.raises(SystemExit, match="terminated"):
         run(job(case, minutes=60), store, tags={})
-    runs = store.runs("tags.stage != ''")
-    assert "KILLED" in {each.info.status for each in runs}
+    runs = list(store.runs("tags.stage != ''"))
+    assert "KILLED" in {each.status for each in runs}
     results = run(job(case, minutes=60), store, tags={})
-    assert len(store.runs("tags.stage != ''")) == len(runs) == 3
+    assert len(list(store.runs("tags.stage != ''"))) == len(runs) == 3
     for stage, result in results.items():
-        assert store.client.get_run(result.run_id).info.status == "FINISHED"
+        assert store.run(result.run_id).status == "FINISHED"
         assert all(torch.equal(tensor, expected[stage].state[name]) for name, tensor in result.state.items())
         assert curves(store, result.run_id) == curves(whole, expected[stage].run_id)
         assert 0 < result.metrics["time/train"] < 60

@@ -25,6 +25,7 @@ from mlflow_server import MlflowServer, proxy
 from paramtransfer import experiment
 from paramtransfer.errors import StoreError
 from paramtransfer.tracking import provenance
+from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
 
 PASSWORD = "s3cret/pass:word"
@@ -159,12 +160,12 @@ def test_password_opens_the_server_and_is_nowhere_else(
             monkeypatch.setenv("MLFLOW_TRACKING_URI", own)
             monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
             store = Store(tmp_path / "mlruns")
-            with suppress(RuntimeError), store.closing() as opened:
-                store.create(opened, name="n", tags={"stage": "upstream"}, params={}, files={})
+            with suppress(RuntimeError), Session(store) as session:
+                session.create(name="n", tags={"stage": "upstream"}, params={}, files={})
                 raise RuntimeError(f"no answer from {own}, {TOKEN}")
-            (run_id,) = opened
-            run = store.client.get_run(run_id)
-            assert run.data.tags["error"] == f"RuntimeError: no answer from {uri.replace('//', '//user:***@')}, ***"
+            (run_id,) = session.opened
+            run = store.run(run_id)
+            assert run.tags["error"] == f"RuntimeError: no answer from {uri.replace('//', '//user:***@')}, ***"
             assert b"user:***@host" in store.read_files(run_id, suffix="git_diff.patch")["git_diff.patch"]
     finally:
         provenance.git_diff.cache_clear()
@@ -218,9 +219,9 @@ def test_artifacts_cannot_leave_their_folder(
     with proxy(lasting_server, lie) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         store = Store(tmp_path / "mlruns")
-        with store.closing() as opened:
-            run_id = store.create(opened, name="n", tags={}, params={}, files={})
-            store.end(run_id, "FINISHED")
+        with Session(store) as session:
+            run_id = session.create(name="n", tags={}, params={}, files={})
+            session.end(run_id, "FINISHED")
         read: dict[str, str] = {}
         with suppress(MlflowException):  # MLflow's own refusal, where its artifacts come over HTTP
             read = store.read_files(run_id, "jobs", suffix=".json")
@@ -240,9 +241,9 @@ def test_run_ids_cannot_leave_their_folder(
     with proxy(lasting_server, lie) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         store = Store(tmp_path / "mlruns")
-        with pytest.raises(StoreError, match=r"run id '../../evil'"), store.closing() as opened:
-            store.create(opened, name="n", tags={}, params={}, files={})
-    assert opened == []
+        with pytest.raises(StoreError, match=r"run id '../../evil'"), Session(store) as session:
+            session.create(name="n", tags={}, params={}, files={})
+    assert session.opened == []
     assert not list(tmp_path.rglob("evil*"))
 
 

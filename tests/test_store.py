@@ -1,5 +1,6 @@
 """The store: what identifies a run, how it ends whatever happens, and stores that are shared, remote or broken."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import pytest
 from mlflow_server import free_port
 
 from paramtransfer.errors import StoreError
-from paramtransfer.experiment.identity import code_hash
+from paramtransfer.experiment.identity import code_hash, identify
 from paramtransfer.tracking.store import Store
 
 REPO = Path(__file__).parents[1]
@@ -202,24 +203,68 @@ def test_fingerprint_holds_what_a_stage_depends_on(override: str, changed: set[s
     assert {stage for stage in STAGES if before[stage].fingerprint != after[stage].fingerprint} == changed
 
 
+EDITS = {
+    # A line that is added to a file, and the stages that are trained again.
+    "figures/style.py": ("x = 1", set()),
+    "tracking/store.py": ("x = 1", set()),
+    "trainer/progress.py": ("x = 1", set()),
+    "dataset/cifar.py": ("x = 1", set()),
+    "theory.py": ("x = 1", set()),  # derived from what is stored
+    "estimates.py": ("x = 1", set()),
+    "training/fit.py": ("# x", set()),
+    "transfer/report.py": ("class X:\n    a: int", {"downstream"}),
+    "transfer/report.py ": ("    def __str__(self): return 'x'", set()),
+    "transfer/select.py": ("x = 1", {"downstream"}),
+    "../mine_too.py": ("x = 1", {"upstream", "downstream"}),
+    "randomness.py": ("x = 1", {"upstream", "baseline", "downstream"}),
+    "checks.py": ("x = 1", {"upstream", "baseline", "downstream"}),
+}
+PROBE = """
+import json, sys
+from pathlib import Path
+import paramtransfer.experiment.identity as identity
+from mine import Own
+from paramtransfer.task.synthetic import SyntheticTasks
+from paramtransfer.transfer.rules import Filters
+
+stages = {"upstream": [Own], "baseline": [SyntheticTasks], "downstream": [Own, Filters]}
+
+def fingerprints():
+    for cached in (identity._code_hash, identity._imports):
+        cached.cache_clear()
+    return {stage: identity.identify({}, classes).fingerprint for stage, classes in stages.items()}
+
+before = fingerprints()
+for file, line in json.load(sys.stdin):
+    with Path("paramtransfer", file.strip()).open("a") as opened:
+        opened.write(line + "\\n")
+    after = fingerprints()
+    print(json.dumps([stage for stage in stages if after[stage] != before[stage]]))
+    before = after
+"""
+
+
 def test_fingerprint_holds_the_code_that_trains(tmp_path: Path) -> None:
-    """The code that makes a result is in its fingerprint; comments, and the code that tracks and draws, are not."""
-    package = tmp_path / "paramtransfer"
-    shutil.copytree(REPO / "src" / "paramtransfer", package, ignore=shutil.ignore_patterns("__pycache__"))
+    """What a stage's classes reach by imports is in it, the user's modules too; comments and printing are not."""
+    shutil.copytree(REPO / "src" / "paramtransfer", tmp_path / "paramtransfer")
+    own = ["from mine_too import SHIFT", "from paramtransfer.dataset.signal_noise import SignalNoise as Own"]
+    (tmp_path / "mine.py").write_text("\n".join([*own, "class Own(Own): ..."]))
+    (tmp_path / "mine_too.py").write_text("SHIFT = 1\n")
+    edits = json.dumps([(file, line) for file, (line, _) in EDITS.items()])
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", PROBE]
+    process = subprocess.run(command, cwd=tmp_path, env=environment, input=edits, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    trained = [set(json.loads(line)) for line in process.stdout.splitlines()]
+    assert dict(zip(EDITS, trained, strict=True)) == {file: stages for file, (_, stages) in EDITS.items()}
 
-    def is_changed_by(line: str, file: str) -> bool:
-        before = _in_copy(tmp_path, "tracking.fingerprint", "fingerprint({}, device='cpu')")
-        with (package / file).open("a") as opened:
-            opened.write(f"\n{line}\n")
-        return before != _in_copy(tmp_path, "tracking.fingerprint", "fingerprint({}, device='cpu')")
 
-    for file in ("figures/table.py", "tracking/store.py", "cli.py"):
-        assert not is_changed_by("x = 1", file), file
-    assert not is_changed_by("# x", "training/solver.py")
-    for file in ("dataset/signal_noise.py", "task/synthetic.py", "model/two_layer_cnn.py"):
-        assert is_changed_by("x = 1", file), file
-    for file in ("transfer/select.py", "training/solver.py", "randomness.py", "estimates.py"):
-        assert is_changed_by("x = 1", file), file
+def test_value_that_is_not_plain_is_refused() -> None:
+    """Nothing is hashed by what happens to be printed of it."""
+    with pytest.raises(
+        ValueError, match=r"dataset\.root: must be a plain value to identify a result by, not PosixPath"
+    ):
+        identify({"dataset": {"root": Path("x")}}, [])
 
 
 def test_without_a_checkout_the_commit_is_unknown(tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def _new(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory, train: Fixture, runs_of: Fixture, client_of: Fixture) -> Any:
+def history(
+    tmp_path_factory: pytest.TempPathFactory, train: Fixture, run_here: Fixture, runs_of: Fixture, client_of: Fixture
+) -> Any:
     """One command four times: first, again, after two of its runs were spoiled, and with reuse=false."""
     folder = tmp_path_factory.mktemp("history")
     git = subprocess.run(["git", "-C", str(REPO), "rev-parse", "HEAD"], capture_output=True, text=True)
@@ -58,13 +60,13 @@ def history(tmp_path_factory: pytest.TempPathFactory, train: Fixture, runs_of: F
         for name in ("train/loss", "test/acc_curve", "test/acc")
     }
     artifacts = {stage: {path.name for path in _folder(runs[stage][0]).iterdir()} for stage in runs}
-    again, runs_again = train(folder), runs_of(folder)
+    again, runs_again = run_here(folder), runs_of(folder)
 
     result = _folder(runs["upstream"][0]) / "result.pt"
     result.write_bytes(result.read_bytes()[: result.stat().st_size // 2])
     client_of(folder).set_terminated(runs["baseline"][0].info.run_id, "KILLED")
-    spoiled, runs_spoiled = train(folder), runs_of(folder)
-    anew, runs_anew = train(folder, "reuse=false"), runs_of(folder)
+    spoiled, runs_spoiled = run_here(folder), runs_of(folder)
+    anew, runs_anew = run_here(folder, "reuse=false"), runs_of(folder)
     processes = SimpleNamespace(first=first, again=again, spoiled=spoiled, anew=anew)
     later = SimpleNamespace(again=runs_again, spoiled=runs_spoiled, anew=runs_anew)
     left = {"runs": runs, "curves": curves, "artifacts": artifacts, "commit": git.stdout or "unknown\n"}
@@ -116,7 +118,7 @@ def test_job_logs_the_parameters_of_each_stage(history: Any) -> None:
 
 def test_job_leaves_artifacts(history: Any) -> None:
     """Each run keeps its configuration, its code's origin and its weights; the downstream what it inherited, too."""
-    every = {"config.yaml", "git_commit.txt", "git_diff.patch", "package_versions.txt", "result.pt"}
+    every = {"config.yaml", "identity.json", "git_commit.txt", "git_diff.patch", "package_versions.txt", "result.pt"}
     assert history.artifacts["upstream"] == history.artifacts["baseline"] == every
     assert history.artifacts["downstream"] == every | {"theory.txt", "transfer.json"}
 
@@ -174,9 +176,9 @@ def test_reuse_false_trains_anew(history: Any) -> None:
 # Sweeps.
 
 
-def test_sweep(tmp_path: Path, train: Fixture, runs_of: Fixture) -> None:
+def test_sweep(tmp_path: Path, run_here: Fixture, runs_of: Fixture) -> None:
     """A sweep over alpha trains one upstream and one baseline; its own run holds table, figure and the list of jobs."""
-    process = train(tmp_path, "-m", "alpha=0.25,0.5,0.75")
+    process = run_here(tmp_path, "-m", "alpha=0.25,0.5,0.75")
     assert process.returncode == 0, process.stderr
     runs = runs_of(tmp_path)
     numbers = {stage: len(runs[stage]) for stage in runs}
@@ -202,9 +204,9 @@ def test_sweep(tmp_path: Path, train: Fixture, runs_of: Fixture) -> None:
     assert (folder / "figure.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_sweep_survives_a_failing_job(tmp_path: Path, train: Fixture, runs_of: Fixture) -> None:
+def test_sweep_survives_a_failing_job(tmp_path: Path, run_here: Fixture, runs_of: Fixture) -> None:
     """A refused job ends a sweep with exit code 1, but the others run, and table and job list say why it failed."""
-    process = train(tmp_path, "-m", "alpha=2,0.5")
+    process = run_here(tmp_path, "-m", "alpha=2,0.5")
     assert process.returncode == 1
     assert "Traceback" not in process.stderr
     runs = runs_of(tmp_path)
@@ -218,11 +220,11 @@ def test_sweep_survives_a_failing_job(tmp_path: Path, train: Fixture, runs_of: F
     assert any("failed" in line and sentence in line for line in process.stdout.splitlines())
 
 
-def test_sweep_over_two_keys_and_seeds(tmp_path: Path, train: Fixture, runs_of: Fixture) -> None:
+def test_sweep_over_two_keys_and_seeds(tmp_path: Path, run_here: Fixture, runs_of: Fixture) -> None:
     """Seeds are averaged and their n summed, two more keys give a heatmap, all of it in a store of the user's own."""
     uri = f"sqlite:///{tmp_path / 'own' / 'runs.db'}"
     sweep = ("-m", "alpha=0.25,0.75", "task.downstream.noise=1,15", "seed=0,1")
-    process = train(tmp_path, *sweep, MLFLOW_TRACKING_URI=uri)
+    process = run_here(tmp_path, *sweep, MLFLOW_TRACKING_URI=uri)
     assert process.returncode == 0, process.stderr
     runs = runs_of(uri)
     folder = _folder(runs["sweep"][0])
@@ -243,9 +245,9 @@ def test_sweep_over_two_keys_and_seeds(tmp_path: Path, train: Fixture, runs_of: 
         assert row["test/acc_sem"] == pytest.approx(squares**0.5 / 2)
 
 
-def test_experiment_is_a_sweep(tmp_path: Path, train: Fixture, runs_of: Fixture) -> None:
+def test_experiment_is_a_sweep(tmp_path: Path, run_here: Fixture, runs_of: Fixture) -> None:
     """A file of experiment/ is a sweep without -m, and its grid can be changed or fixed on the command line."""
-    process = train(tmp_path, "experiment=fig1c", "dataset.u_norm=0,3", "alpha=0.5")
+    process = run_here(tmp_path, "experiment=fig1c", "dataset.u_norm=0,3", "alpha=0.5")
     assert process.returncode == 0, process.stderr
     runs = runs_of(tmp_path)
     assert [run.data.params["dataset.u_norm"] for run in runs["downstream"]] == ["0", "3"]
@@ -254,9 +256,9 @@ def test_experiment_is_a_sweep(tmp_path: Path, train: Fixture, runs_of: Fixture)
     assert {"table.csv", "jobs.json", "figure.png", "figure.pdf"} <= {path.name for path in _folder(sweep).iterdir()}
 
 
-def test_plan_only_trains_nothing(tmp_path: Path, train: Fixture, runs_of: Fixture) -> None:
+def test_plan_only_trains_nothing(tmp_path: Path, run_here: Fixture, runs_of: Fixture) -> None:
     """With plan_only the jobs of a sweep, too, say what would be inherited, and there is no training."""
-    process = train(tmp_path, "-m", "alpha=0,1", "plan_only=true")
+    process = run_here(tmp_path, "-m", "alpha=0,1", "plan_only=true")
     assert process.returncode == 0, process.stderr
     for text in ("0 of 4 filters inherited", "4 of 4 filters inherited"):
         assert text in process.stdout
@@ -310,18 +312,18 @@ def test_norms_given_one_by_one_need_no_signal_norm(compose_job: Fixture) -> Non
         assert tasks.dataset.v_norm == {"upstream": 1, "downstream": 2}
 
 
-def test_refusal_is_one_sentence_and_leaves_nothing(tmp_path: Path, train: Fixture) -> None:
+def test_refusal_is_one_sentence_and_leaves_nothing(tmp_path: Path, run_here: Fixture) -> None:
     """A refused command ends with exit code 1, one line on stderr and no store."""
-    process = train(tmp_path, "alpha=2")
+    process = run_here(tmp_path, "alpha=2")
     assert process.returncode == 1
     assert process.stderr == "alpha=2: must be a number from 0 to 1\n"
     assert process.stdout == ""
     assert not (tmp_path / "mlruns" / "mlflow.db").exists()
 
 
-def test_unknown_option_names_the_options(tmp_path: Path, train: Fixture) -> None:
+def test_unknown_option_names_the_options(tmp_path: Path, run_here: Fixture) -> None:
     """An option that does not exist ends with exit code 1 and the list of those that do."""
-    process = train(tmp_path, "solver=foo")
+    process = run_here(tmp_path, "solver=foo")
     assert process.returncode == 1
     assert "Traceback" not in process.stderr
     for word in ("solver=foo", "autograd", "gram"):

@@ -1,18 +1,21 @@
 """Checks of settings: each returns the value or raises a ValueError, one sentence with key, value and range."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import TypeGuard
+
+_SUGGESTED = 3
 
 
-def whole(key: str, value: Any, *, at_least: int) -> int:
+def whole(key: str, value: object, *, at_least: int) -> int:
     """A whole number; 1e6 is one."""
     if _is_number(value) and value == math.floor(value) and value >= at_least:
         return int(value)
     raise refusal(key, value, f"a whole number of at least {at_least}")
 
 
-def number(key: str, value: Any, *, above: float | None = None, at_least: float = -math.inf) -> float:
+def number(key: str, value: object, *, above: float | None = None, at_least: float = -math.inf) -> float:
     """A finite number."""
     if _is_number(value) and value >= at_least and (above is None or value > above):
         return float(value)
@@ -21,32 +24,48 @@ def number(key: str, value: Any, *, above: float | None = None, at_least: float 
     )
 
 
-def share(key: str, value: Any) -> float:
+def share(key: str, value: object) -> float:
     """A number from 0 to 1."""
     if _is_number(value) and 0 <= value <= 1:
         return float(value)
     raise refusal(key, value, "a number from 0 to 1")
 
 
-def choice(key: str, value: Any, options: Sequence[str]) -> str:
+def choice(key: str, value: object, options: Sequence[str]) -> str:
     """One of some names."""
     if isinstance(value, str) and value in options:
         return value
     raise refusal(key, value, " or ".join(options))
 
 
-def flag(key: str, value: Any) -> bool:
+def flag(key: str, value: object) -> bool:
     """A truth value."""
     if isinstance(value, bool):
         return value
     raise refusal(key, value, "true or false")
 
 
-def refusal(key: str, value: Any, allowed: str) -> ValueError:
+def refusal(key: str, value: object, allowed: str) -> ValueError:
     """What to raise: the value is shown as it is written in a configuration."""
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
     return ValueError(f"{key}={shown}: must be {allowed}")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The names most like one, as the end of a sentence; empty where a suggestion would be a guess.
+
+    A dotted name may be given by its last parts alone.
+    """
+    parts = name.count(".") + 1
+    by_end: dict[str, list[str]] = {}
+    for other in sorted(names, key=lambda other: other.count(".") >= parts):  # whole names first
+        by_end.setdefault(".".join(other.split(".")[-parts:]), []).append(other)
+    near = get_close_matches(name, by_end, n=1)
+    if not near:
+        return ""
+    found = [other for other in by_end[near[0]] if other == near[0]] or by_end[near[0]]
+    return f"; did you mean {' or '.join(found[:_SUGGESTED])}?"

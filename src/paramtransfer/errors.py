@@ -32,6 +32,10 @@ class StoreError(RuntimeError):
         self.reason = reason or sentence
 
 
+class Unreadable(StoreError):
+    """What a run keeps cannot be read, though the store answers."""
+
+
 class Undelivered(StoreError):
     """A job has finished, but the store has not taken its results: they are kept on disk."""
 

@@ -4,17 +4,20 @@ import signal
 import sys
 from pathlib import Path
 
-from paramtransfer.cli.compose import make_job, parse, register_resolvers
+from paramtransfer.cli.calc import register_resolvers
+from paramtransfer.cli.process import configure_process
 
 
 def main() -> None:
     """Train along until rank 0 has no more stages."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's business
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    from paramtransfer.experiment.run import follow
+    configure_process()
+    register_resolvers()
+    from paramtransfer.cli.compose import make_job, parse
+    from paramtransfer.experiment.train import follow
     from paramtransfer.trainer.ranks import CONFIG
 
-    register_resolvers()
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     follow(make_job(parse((folder / CONFIG).read_text())), folder, rank=rank)
 
 

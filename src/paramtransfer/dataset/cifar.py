@@ -2,7 +2,6 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from torchvision import datasets
 
 from paramtransfer.checks import flag, whole
 from paramtransfer.dataset.images import InMemory, per_channel
-from paramtransfer.stage import SIDES
+from paramtransfer.stage import Stage
 
 
 class CIFAR:
@@ -28,12 +27,18 @@ class CIFAR:
         ValueError: an argument that is out of range, or no data at `root`; names the key.
     """
 
-    unused: ClassVar = dict.fromkeys(SIDES, ("root", "download"))
     size = 32
     num_workers = 0
 
     def __init__(
-        self, *, source: type[datasets.CIFAR10], root: str, download: bool, per_class: int | None, mean: Any, std: Any
+        self,
+        *,
+        source: type[datasets.CIFAR10],
+        root: str,
+        download: bool,
+        per_class: int | None,
+        mean: object,
+        std: object,
     ) -> None:
         self._source = source
         self._root = Path(root)
@@ -44,6 +49,10 @@ class CIFAR:
         self.place = source.__name__  # wherever its files lie
         self.content = f"{source.__name__} {source.tgz_md5}"
         self.classes = self._read(train=False).classes
+
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on: the images, wherever they lie, how many, their scale."""
+        return {"content": self.content, "per_class": self.per_class, "mean": self.mean, "std": self.std}
 
     def _read(self, *, train: bool) -> datasets.CIFAR10:
         try:

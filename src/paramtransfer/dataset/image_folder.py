@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import PIL
@@ -27,7 +26,7 @@ from paramtransfer.dataset import image_cache
 from paramtransfer.dataset.images import InMemory, Split, per_channel
 from paramtransfer.errors import TrainingError
 from paramtransfer.randomness import stream
-from paramtransfer.stage import SIDES
+from paramtransfer.stage import Stage
 
 _LONG = 2000  # images that are worth a progress bar
 
@@ -73,8 +72,6 @@ class ImageFolder:
         ValueError: an argument that is out of range, or no such images; names the key.
     """
 
-    unused: ClassVar = dict.fromkeys(SIDES, ("root", "num_workers", "cache_dir"))
-
     def __init__(
         self,
         *,
@@ -87,8 +84,8 @@ class ImageFolder:
         num_workers: int | None,
         cache_dir: str,
         per_class: int | None,
-        mean: Any,
-        std: Any,
+        mean: object,
+        std: object,
     ) -> None:
         self._root = Path(str(root)).expanduser()
         self.place = str(self._root.resolve())
@@ -133,6 +130,17 @@ class ImageFolder:
                     raise ValueError(f"dataset.root={self._root}: class {name} must have at least one {part} image")
                 files[part] += [(path, label) for path in paths]
         return classes, files
+
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on: the images, wherever they lie, how many, their split, size and scale."""
+        return {
+            "content": self.content,
+            "size": self.size,
+            "skip_bad": self._skip_bad,
+            "per_class": self.per_class,
+            "mean": self.mean,
+            "std": self.std,
+        }
 
     @cached_property
     def content(self) -> str:

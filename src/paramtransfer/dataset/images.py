@@ -3,13 +3,14 @@
 Shape letters: N images, B images of a batch, C channels (3), H height, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from paramtransfer.checks import refusal
+from paramtransfer.stage import Stage
 
 
 class Split(Protocol):
@@ -56,8 +57,11 @@ class Images(Protocol):
     train: Split
     test: Split
 
+    def identity(self, stage: Stage) -> Mapping[str, object]:
+        """What a stage's result depends on."""
 
-def per_channel(key: str, values: Any) -> tuple[float, ...]:
+
+def per_channel(key: str, values: object) -> tuple[float, ...]:
     """Three positive numbers, for red, green and blue.
 
     Raises:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from paramtransfer.checks import choice, number, refusal, whole
 from paramtransfer.dataset.coordinates import NUM_SIGNALS, Ambient, Coordinates, Reduced
 from paramtransfer.randomness import stream
-from paramtransfer.stage import Side
+from paramtransfer.stage import SIDES, Side, Stage
 
 _OWN_SIGNAL: dict[Side, int] = {"upstream": 1, "downstream": 2}  # u is 0
 _TEST_NUMBERS = 2**23  # drawn at once for testing: bounds memory, never changes a draw
@@ -32,8 +32,8 @@ class Samples(NamedTuple):
     noise_RND: Tensor
     signal_first_RN: Tensor  # which of the two patches carries the signal
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        return type(self)(*(tensor.to(*args, **kwargs) for tensor in self))
+    def to(self, where: torch.device | torch.dtype, non_blocking: bool = False) -> Self:
+        return type(self)(*(tensor.to(where, non_blocking=non_blocking) for tensor in self))
 
     def patches(self) -> Tensor:
         """The samples x as a network receives them: (R, N, P, D)."""
@@ -62,8 +62,8 @@ class FreshSamples(NamedTuple):
     directions_RSD: Tensor  # unit vectors of the task's signals; zero where the signal is absent
     sigma: Tensor
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        return type(self)(*(tensor.to(*args, **kwargs) for tensor in self))
+    def to(self, where: torch.device | torch.dtype, non_blocking: bool = False) -> Self:
+        return type(self)(*(tensor.to(where, non_blocking=non_blocking) for tensor in self))
 
     def noise_preactivations(self, filters_RFD: Tensor) -> Tensor:
         """<w, xi>: (R, N, F)."""
@@ -97,8 +97,6 @@ class SignalNoise:
     Raises:
         ValueError: an argument that is out of range, named by its configuration key.
     """
-
-    unused: ClassVar = {"upstream": ("v2_norm",), "baseline": ("v1_norm",)}
 
     def __init__(
         self,
@@ -135,6 +133,17 @@ class SignalNoise:
             )
             raise refusal("dataset.u_norm", self.u_norm, allowed)
         return math.sqrt(whole_norm**2 - self.u_norm**2)
+
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on; the norms of its own signals alone."""
+        sides = (*SIDES.values(),) if stage == "downstream" else (SIDES[stage],)
+        return {
+            "dim": self.dim,
+            "u_norm": self.u_norm,
+            **{f"v{_OWN_SIGNAL[side]}_norm": self.v_norm[side] for side in sides},
+            "noise_scale": self.noise_scale,
+            "coordinates": self.coordinates,
+        }
 
     def sigma(self, noise: float) -> float:
         """The standard deviation of one noise coordinate under the chosen reading of sigma_p."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from paramtransfer.metrics import ACCURACY, BASELINE_ACCURACY, GAIN, as_text
 from paramtransfer.stage import Stage
 
 
@@ -19,20 +20,16 @@ def describe(
     """
     replicates, num_test = shape
     n = f"n = {replicates} × {num_test} test samples"
-    accuracy = _estimate(metrics, "test/acc", ".4f")
+    accuracy = as_text(metrics, ACCURACY)
     match stage:
         case "upstream":
             return f"Trained on task 1, for downstream runs to inherit from. Test accuracy on task 1 {accuracy} ({n})."
         case "baseline":
             return f"Trained on task 2 without transfer, for downstream runs to beat. Test accuracy {accuracy} ({n})."
     source = f" from {links['upstream']}" if "upstream" in links else ""
-    without = _estimate(metrics, "test/acc_without_transfer", ".4f")
+    without = as_text(metrics, BASELINE_ACCURACY)
     return (
         f"Trained on task 2 with transfer: {inherited}{source}.\n\n"
-        f"Gain **{_estimate(metrics, 'test/gain', '+.4f')}**: test accuracy {accuracy} against {without} of the "
+        f"Gain **{as_text(metrics, GAIN)}**: test accuracy {accuracy} against {without} of the "
         f"{links['baseline']} ({n})."
     )
-
-
-def _estimate(metrics: Mapping[str, float], name: str, form: str) -> str:
-    return f"{format(metrics[name], form)} ± {metrics[f'{name}_sem']:.4f}"

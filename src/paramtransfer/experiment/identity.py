@@ -1,35 +1,109 @@
-"""What identifies a stage's result: its settings, the code that computes it and the versions below that code."""
+"""What identifies a stage's result: what its objects say they depend on, the code behind them, versions.
+
+The code is every module that the stage's classes reach by imports, this package's and the user's; what lies in
+site-packages counts by version. Comments, docstrings and what only prints (`__str__`) do not count, and neither do
+modules of names and of values that derive from stored results: a changed formula there repeats no training.
+"""
 
 import ast
 import hashlib
+import importlib.util
+import inspect
 import json
-from collections.abc import Iterable, Mapping
-from functools import cache
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
-_PACKAGE = Path(__file__).parents[1]
-_CODE = ("dataset", "task", "model", "transfer", "training", "randomness.py", "estimates.py", "stage.py", "theory.py")
-_VERSIONS = ("numpy", "torch", "torchvision", "timm")
+from paramtransfer.stage import Stage
+
+Value = None | bool | int | float | str | Sequence["Value"]
+
+_PACKAGE = "paramtransfer"
+_DERIVED = (f"{_PACKAGE}.theory", f"{_PACKAGE}.estimates", f"{_PACKAGE}.metrics")
+_VERSIONS = ("numpy", "torch", "torchvision", "timm", "pytorch-lightning")
+_LIBRARIES = tuple({Path(path) for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))})
 
 
-def fingerprint(settings: Mapping[str, Any], *, device: str, own_sources: Iterable[Path] = ()) -> str:
-    """A hash of all that can change the stage's result.
+@runtime_checkable
+class Depends(Protocol):
+    """An object of a configuration group whose settings can change a result."""
+
+    def identity(self, stage: Stage) -> Mapping[str, object]:
+        """What the result of a stage depends on: keys of the group, plain values or mappings of such."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a stage's result depends on; two stages of one fingerprint have one result."""
+
+    settings: Mapping[str, Value]
+    """Configuration keys, flattened."""
+    code: Mapping[str, str]
+    """A hash of each module that can change the result, by name."""
+    versions: Mapping[str, str]
+    """Of the packages below."""
+    own_sources: Mapping[str, str]
+    """The user's own modules among the code, by file name, for the run's artifacts."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all of it."""
+        return hashlib.sha256(self.as_json().encode()).hexdigest()[:32]
+
+    def as_json(self) -> str:
+        """All but the own sources."""
+        content = {"settings": self.settings, "code": self.code, "versions": self.versions}
+        return json.dumps(content, sort_keys=True, indent=1)
+
+
+def identify(settings: Mapping[str, object], classes: Iterable[object]) -> Identity:
+    """The identity of a stage.
 
     Args:
-        settings: the configuration keys that the stage depends on, flattened.
-        device: `cpu` or `cuda`.
-        own_sources: source files of the user's classes that the configuration names.
+        settings: what it depends on, by key; nested.
+        classes: the classes and functions that compute it.
+
+    Raises:
+        ValueError: a setting that is no plain value; names its key.
     """
-    package = [_code_hash(path) for name in _CODE for path in _sources(_PACKAGE / name)]
-    content = {
-        "settings": dict(settings),
-        "device": device,
-        "code": package + [_code_hash(path) for path in sorted(own_sources)],
-        "versions": _versions(),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    files: dict[str, Path] = {}
+    for made_by in classes:
+        module = inspect.getmodule(made_by)
+        if module is not None:
+            _collect(module.__name__, files)
+    own = {name: path for name, path in files.items() if not _is_ours(name)}
+    return Identity(
+        settings=dict(_flatten(settings)),
+        code={name: _code_hash(path) for name, path in files.items()},
+        versions=_versions(),
+        own_sources={f"{name}.py": path.read_text(encoding="utf-8") for name, path in own.items()},
+    )
+
+
+def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Value]]:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{key}.")
+        elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+            yield from _flatten({str(number): item for number, item in enumerate(value)}, f"{key}.")
+        else:
+            yield key, _plain(key, value)
+
+
+def _plain(key: str, value: object) -> Value:
+    match value:
+        case float() if value.is_integer():
+            return int(value)  # 1.0 and 1 are the same setting
+        case None | bool() | int() | float() | str():
+            return value
+        case list() | tuple():
+            return [_plain(key, item) for item in value]
+    raise ValueError(f"{key}: must be a plain value to identify a result by, not {type(value).__name__}")
 
 
 @cache
@@ -37,9 +111,47 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in _VERSIONS}
 
 
+def _collect(name: str, files: dict[str, Path]) -> None:
+    """Add a module's file and those of all modules that it reaches, where they can change a result."""
+    path = None if name in files or name in _DERIVED else _source(name)
+    if path is not None:
+        files[name] = path
+        for imported in _imports(name, path):
+            _collect(imported, files)
+
+
+def _source(name: str) -> Path | None:
+    """The file of a module of this package or of the user's; None for what a library brings."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):  # it need not be a module: from package import function
+        return None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    path = Path(spec.origin)
+    return path if _is_ours(name) or not any(path.is_relative_to(library) for library in _LIBRARIES) else None
+
+
+def _is_ours(name: str) -> bool:
+    return f"{name}.".startswith(f"{_PACKAGE}.")
+
+
 @cache
-def _sources(path: Path) -> list[Path]:
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+def _imports(name: str, path: Path) -> list[str]:
+    """The modules that a module imports, wherever in it; a name imported from a package may be one itself."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: dict[str, None] = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= dict.fromkeys(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                module = importlib.util.resolve_name("." * node.level + module, package)
+            for alias in node.names:
+                inner = f"{module}.{alias.name}"
+                found[inner if _source(inner) else module] = None
+    return list(found)
 
 
 @cache
@@ -49,15 +161,16 @@ def _code_hash(path: Path) -> str:
 
 
 def code_hash(source: str) -> str:
-    """A hash of what the code does: comments, docstrings and layout do not count."""
+    """A hash of what the code computes: comments, docstrings, layout and `__str__` do not count."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        # Docstrings, and the strings that stand below a field.
-        node.body = [line for line in node.body if not _is_string(line)]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [line for line in node.body if not _is_silent(line)]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def _is_string(line: ast.stmt) -> bool:
+def _is_silent(line: ast.stmt) -> bool:
+    """A docstring, a string below a field, or what only prints."""
+    if isinstance(line, ast.FunctionDef):
+        return line.name in ("__str__", "__repr__")
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)

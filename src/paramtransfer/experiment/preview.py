@@ -1,12 +1,17 @@
 """Before anything is trained: how many trainings there are, which the store has already, how long the others take."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from paramtransfer.experiment.run import Job
-from paramtransfer.tracking.history import Training, read_history
+from paramtransfer.experiment.identity import Identity
+from paramtransfer.experiment.job import Job
+from paramtransfer.experiment.nearest import differing, nearest
+from paramtransfer.metrics import TRAINING_SECONDS
+from paramtransfer.stage import Stage
+from paramtransfer.tracking.runs import RunRecord
 from paramtransfer.tracking.store import Store
 
+_NEWEST = 1000
 _FEW = 3
 _FACTOR = 4.0
 
@@ -26,6 +31,8 @@ class Preview:
     """Trainings without an estimate: nothing like them is in the store."""
     differences: Sequence[str]
     """Keys in which the trainings behind the estimate differ from those that are to be trained."""
+    reasons: Sequence[str]
+    """Of the first trainings: which finished run comes nearest, and what it differs in."""
     refused: Sequence[str]
     """Why some of the jobs cannot run, in one sentence each."""
 
@@ -39,12 +46,13 @@ class Preview:
         if num_new == 0:
             return "\n".join(lines)
         if self.num_unknown == num_new:
-            return "\n".join([*lines, "No estimate of time: nothing of this size has been trained in this store."])
+            unknown = "No estimate of time: nothing of this size has been trained in this store."
+            return "\n".join([*lines, unknown, *self.reasons])
         shown = list(self.differences[:_FEW]) + ["..."] * (len(self.differences) > _FEW)
         basis = f"that differ in {', '.join(shown)}" if shown else "with the same settings"
         estimate = f"Training takes about {_duration(self.seconds)} in all, judged by finished runs {basis}"
         unknown = f"; nothing is known of {self.num_unknown}" if self.num_unknown else ""
-        return "\n".join([*lines, f"{estimate}{unknown}. Jobs that run at the same time share it."])
+        return "\n".join([*lines, f"{estimate}{unknown}. Jobs that run at the same time share it.", *self.reasons])
 
 
 def preview(store: Store, jobs: Iterable[Job], *, refused: Sequence[str] = ()) -> Preview:
@@ -56,23 +64,22 @@ def preview(store: Store, jobs: Iterable[Job], *, refused: Sequence[str] = ()) -
         refused: why other jobs cannot run.
     """
     num_jobs = len(refused)
-    wanted: dict[str, tuple[str, Mapping[str, str]]] = {}
+    wanted: dict[str, tuple[Stage, Identity]] = {}
     reuse = True
     for job in jobs:
         num_jobs += 1
         reuse = reuse and job.reuse
-        for stage, settings in job.stages.items():
-            wanted[settings.fingerprint] = (stage, {key: str(value) for key, value in settings.params.items()})
-    history = read_history(store, wanted)
-    reused = history.fingerprints if reuse else ()
+        wanted |= {identity.fingerprint: (stage, identity) for stage, identity in job.stages.items()}
+    newest = list(store.runs("attributes.status = 'FINISHED'", newest_first=True, at_most=_NEWEST))
+    reused = _finished(store, wanted, newest) if reuse else set[str]()
+    missing = [wanted[fingerprint] for fingerprint in wanted if fingerprint not in reused]
     seconds, num_unknown, differences = 0.0, 0, dict[str, None]()
-    for fingerprint, (name, params) in wanted.items():
-        if fingerprint in reused:
-            continue
-        near, differing = _nearest(name, params, history.trainings)
+    for stage, identity in missing:
+        near, differing = _alike_trainings(stage, identity, newest)
         seconds += sum(near) / len(near) if near else 0.0
         num_unknown += not near
         differences |= dict.fromkeys(differing)
+    reasons = (nearest(store, stage, identity, newest) for stage, identity in missing[:_FEW])
     return Preview(
         num_jobs=num_jobs,
         num_trainings=len(wanted),
@@ -80,25 +87,36 @@ def preview(store: Store, jobs: Iterable[Job], *, refused: Sequence[str] = ()) -
         seconds=seconds,
         num_unknown=num_unknown,
         differences=list(differences),
+        reasons=list(filter(None, reasons)),
         refused=refused,
     )
 
 
-def _nearest(stage: str, params: Mapping[str, str], trainings: Iterable[Training]) -> tuple[list[float], list[str]]:
+def _finished(store: Store, fingerprints: Collection[str], newest: Sequence[RunRecord]) -> set[str]:
+    """Which of some fingerprints have finished: a question of its own for each that is not among the newest runs."""
+    found = {run.tags.get("fingerprint", "") for run in newest} & set(fingerprints)
+    if len(newest) == _NEWEST:
+        for fingerprint in set(fingerprints) - found:
+            own = f"attributes.status = 'FINISHED' and tags.fingerprint = '{fingerprint}'"
+            found |= {fingerprint for _ in store.runs(own, at_most=1)}
+    return found
+
+
+def _alike_trainings(stage: Stage, identity: Identity, finished: Iterable[RunRecord]) -> tuple[list[float], list[str]]:
     """Seconds of the alike trainings that differ in the fewest parameters, and in which."""
     near: list[float] = []
-    differing: list[str] = []
-    for training in trainings:
-        others = training.params
-        if training.stage != stage or params.keys() != others.keys():
+    closest: list[str] = []
+    params = {key: str(value) for key, value in identity.settings.items()}
+    for run in finished:
+        if run.tags.get("stage") != stage or params.keys() != run.params.keys() or TRAINING_SECONDS not in run.metrics:
             continue
-        keys = [key for key in params if key != "seed" and params[key] != others[key]]
-        if all(_alike(params[key], others[key]) for key in keys):
-            if not near or len(keys) < len(differing):
-                near, differing = [], keys
-            if len(keys) == len(differing):
-                near.append(training.seconds)
-    return near, differing
+        keys = [key for key in differing(params, run.params) if key != "seed"]
+        if all(_alike(params[key], run.params[key]) for key in keys):
+            if not near or len(keys) < len(closest):
+                near, closest = [], keys
+            if len(keys) == len(closest):
+                near.append(run.metrics[TRAINING_SECONDS])
+    return near, closest
 
 
 def _alike(one: str, other: str) -> bool:

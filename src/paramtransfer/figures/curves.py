@@ -2,15 +2,14 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from paramtransfer import theory
 from paramtransfer.figures import style
 from paramtransfer.figures.drawing import Drawing, SweepData
-
-RATIO = "theory/transfer_ratio"
+from paramtransfer.metrics import ACCURACY, BASELINE_ACCURACY, GAIN, HARM_PREDICTED, TRANSFER_RATIO, sem_of
 
 
 class Curves:
@@ -32,17 +31,17 @@ class Curves:
         table = data.table
         numeric = pd.api.types.is_numeric_dtype(table[self.x])
         table = table.sort_values(self.x) if numeric else table
-        has_theory = RATIO in table
+        has_theory = TRANSFER_RATIO in table
         figure, axes = style.panels(1 + has_theory)
         self._draw_baseline(axes[0], table)
         looks = itertools.cycle(zip(style.COLOURS, "osD^vP", strict=True))
         for (colour, marker), (name, curve) in zip(looks, self._curves(table), strict=False):
-            look: dict[str, Any] = {"color": colour, "marker": marker, "label": name}
-            axes[0].errorbar(curve[self.x], curve["test/acc"], curve["test/acc_sem"], **look)
+            look: style.Look = {"color": colour, "marker": marker, "label": name}
+            axes[0].errorbar(curve[self.x], curve[ACCURACY], curve[sem_of(ACCURACY)], **look)
             if has_theory:
-                axes[1].plot(curve[self.x], curve[RATIO], **look)
-                bound = 1 - pd.Series(theory.error_bound(curve[RATIO].to_numpy()), index=curve.index)
-                axes[0].plot(curve[self.x], bound.where(curve[RATIO] >= 1), color=colour, linestyle=":")
+                axes[1].plot(curve[self.x], curve[TRANSFER_RATIO], **look)
+                bound = 1 - pd.Series(theory.error_bound(curve[TRANSFER_RATIO].to_numpy()), index=curve.index)
+                axes[0].plot(curve[self.x], bound.where(curve[TRANSFER_RATIO] >= 1), color=colour, linestyle=":")
         axes[0].set_ylabel("test accuracy (mean ± s.e.)")
         axes[0].legend()
         if has_theory:
@@ -55,9 +54,9 @@ class Curves:
                 axis.set_xscale("log")
         return Drawing(figures={"figure": figure}, notes=_harm(table, data.keys))
 
-    def _draw_baseline(self, axis: Any, table: pd.DataFrame) -> None:
+    def _draw_baseline(self, axis: Axes, table: pd.DataFrame) -> None:
         baseline = table.drop_duplicates(self.x)
-        mean, sem = baseline["test/acc_without_transfer"], baseline["test/acc_without_transfer_sem"]
+        mean, sem = baseline[BASELINE_ACCURACY], baseline[sem_of(BASELINE_ACCURACY)]
         axis.plot(baseline[self.x], mean, color=style.BASELINE, linestyle="--", label="without transfer")
         axis.fill_between(baseline[self.x], mean - sem, mean + sem, color=style.BASELINE, alpha=0.25, linewidth=0)
 
@@ -69,11 +68,11 @@ class Curves:
 
 def _harm(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
     """Where transfer did harm by more than two standard errors or Proposition 4.4 is wrong about it."""
-    if "theory/negative_transfer" not in table:
+    if HARM_PREDICTED not in table:
         return []
     notes = []
     for _, row in table.iterrows():
-        predicted, gain, sem = bool(row["theory/negative_transfer"]), row["test/gain"], row["test/gain_sem"]
+        predicted, gain, sem = bool(row[HARM_PREDICTED]), row[GAIN], row[sem_of(GAIN)]
         if gain < -2 * sem or (predicted and gain > 2 * sem):
             setting = " ".join(f"{key}={row[key]}" for key in keys)
             errors = f" ({gain / sem:+.1f} s.e.)" if sem else ""

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 import pandas as pd
 from matplotlib.figure import Figure
 
+from paramtransfer.figures import style
+
 if TYPE_CHECKING:
-    from paramtransfer.experiment.run import Job
+    from paramtransfer.experiment.job import Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,15 @@ class Drawing:
     figures: Mapping[str, Figure] = field(default_factory=dict)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     notes: Sequence[str] = ()
+
+    def as_files(self) -> dict[str, str | bytes]:
+        """PNG and PDF of each figure, CSV of each table, and the notes as `notes.txt`, by file name."""
+        files: dict[str, str | bytes] = {}
+        with style.applied():
+            for name, figure in self.figures.items():
+                files |= style.as_files(name, figure)
+        files |= {f"{name}.csv": table.to_csv(index=False) for name, table in self.tables.items()}
+        return files | ({"notes.txt": "\n".join(self.notes) + "\n"} if self.notes else {})
 
 
 class Draw(Protocol):

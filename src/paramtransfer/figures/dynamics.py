@@ -1,14 +1,16 @@
 """Signal learning and noise memorization against gradient steps, held against the proofs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from paramtransfer import theory
 from paramtransfer.figures import style
 from paramtransfer.figures.drawing import Drawing, SweepData
+from paramtransfer.metrics import dynamics
 from paramtransfer.stage import Stage
 
 _TITLES: dict[Stage, str] = {
@@ -30,59 +32,88 @@ _WORST: dict[Callable[[pd.Series], float], tuple[str, ...]] = {
 }
 
 
+@runtime_checkable
+class TasksOfTheory(Protocol):
+    """Tasks that the theory speaks of."""
+
+    def setting(self, stage: Stage, alpha: float) -> theory.Setting:
+        """What it sees of one stage."""
+
+
 class Dynamics:
     """A panel for each stage of the sweep's first job; a table of what the proofs state and whether it holds."""
 
     keys = None
 
     def __call__(self, data: SweepData) -> Drawing:
+        tasks = data.job().tasks
+        if not isinstance(tasks, TasksOfTheory):
+            return Drawing(notes=[f"No figure: the theory says nothing of {type(tasks).__name__}."])
         row = data.table.iloc[0]
-        stages = {stage: title for stage, title in _TITLES.items() if f"{stage}_run_id" in row}
-        figure, axes = style.panels(len(stages))
-        curves, statements = [], []
-        for axis, (stage, title) in zip(axes, stages.items(), strict=True):
-            run_id = row[f"{stage}_run_id"]
-            for colour, (name, label, line) in zip(style.COLOURS, _CURVES, strict=False):
-                curve = data.history(run_id, f"dynamics/{name}")
-                axis.plot(curve.index, curve, line, color=colour, label=label)
-                curves.append(curve.rename_axis("step").rename("value").reset_index().assign(stage=stage, curve=name))
-            axis.set_yscale("symlog", linthresh=0.01)  # signal learning is small beside memorization
-            axis.set_title(title)
-            axis.set_xlabel("gradient steps")
-            statements += self._statements(data, stage, run_id)
+        run_ids = {stage: str(row[f"{stage}_run_id"]) for stage in _TITLES if f"{stage}_run_id" in row}
+        figure, axes = style.panels(len(run_ids))
+        curves = [self._draw(axis, data, stage, run_ids[stage]) for axis, stage in zip(axes, run_ids, strict=True)]
         axes[0].set_ylabel("coefficient (Lemma B.2)")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_CURVES))
-        notes = [
-            f"{'holds ' if row['holds'] else 'FAILS '} {row['stage']}: {row['name']} ({row['source']}): "
-            f"measured {row['measured']:.3g}, bound {row['bound']:.3g}"
-            for row in sorted(statements, key=lambda row: bool(row["holds"]))
+        statements = [
+            (stage, statement)
+            for stage, run_id in run_ids.items()
+            for statement in theory.statements(_alone(tasks, stage), _worst(data, run_id))
         ]
-        notes.insert(
-            0, f"{sum(row['holds'] for row in statements)} of {len(statements)} statements of the proofs hold:"
+        notes = _notes(statements)
+        if "upstream" in run_ids:
+            notes.append(self._inherited(data, run_ids["upstream"]))
+        table = pd.DataFrame([{"stage": stage, **asdict(statement)} for stage, statement in statements])
+        return Drawing(
+            figures={"figure": figure}, tables={"curves": pd.concat(curves), "statements": table}, notes=notes
         )
-        if "upstream" in stages:
-            notes.append(self._inherited(data, row["upstream_run_id"]))
-        tables = {"curves": pd.concat(curves), "statements": pd.DataFrame(statements)}
-        return Drawing(figures={"figure": figure}, tables=tables, notes=notes)
+
+    def _draw(self, axis: Axes, data: SweepData, stage: Stage, run_id: str) -> pd.DataFrame:
+        """The curves of one stage, in the long form."""
+        drawn = []
+        for colour, (name, label, line) in zip(style.COLOURS, _CURVES, strict=False):
+            curve = data.history(run_id, dynamics(name))
+            axis.plot(curve.index, curve, line, color=colour, label=label)
+            drawn.append(curve.rename_axis("step").rename("value").reset_index().assign(stage=stage, curve=name))
+        axis.set_yscale("symlog", linthresh=0.01)  # signal learning is small beside memorization
+        axis.set_title(_TITLES[stage])
+        axis.set_xlabel("gradient steps")
+        return pd.concat(drawn)
 
     def _inherited(self, data: SweepData, run_id: str) -> str:
         gamma, gamma_1, rho_bar = (
-            data.history(run_id, f"dynamics/{name}").iloc[-1] for name in ("gamma", "gamma_k", "rho_bar")
+            data.history(run_id, dynamics(name)).iloc[-1] for name in ("gamma", "gamma_k", "rho_bar")
         )
         return (
             f"inherited with each filter, on average: γ = {gamma:.3g} along u, γ₁ = {gamma_1:.3g} along v₁, "
             f"ρ̄ = {rho_bar:.3g} of task 1's noise; in stage 2 the coefficients start at 0"
         )
 
-    def _statements(self, data: SweepData, stage: Stage, run_id: str) -> list[dict[str, Any]]:
-        """Each statement at its worst over the whole training."""
-        tasks: Any = data.job().tasks
-        both = tasks.setting("downstream", alpha=0.0)
-        alone = tasks.setting("upstream" if stage == "upstream" else "baseline", alpha=0.0)
-        setting = replace(alone, steps1=both.steps1, steps2=both.steps2)
-        observed = {
-            f"dynamics/{name}": float(worst(data.history(run_id, f"dynamics/{name}")))
-            for worst, names in _WORST.items()
-            for name in names
-        }
-        return [{"stage": stage, **asdict(statement)} for statement in theory.statements(setting, observed)]
+
+def _alone(tasks: TasksOfTheory, stage: Stage) -> theory.Setting:
+    """The task that a stage trains on, as task 2 of its own, over the steps T* of both stages."""
+    both = tasks.setting("downstream", alpha=0.0)
+    alone = tasks.setting("upstream" if stage == "upstream" else "baseline", alpha=0.0)
+    return replace(alone, steps1=both.steps1, steps2=both.steps2)
+
+
+def _worst(data: SweepData, run_id: str) -> dict[str, float]:
+    """What the proofs bound, where it is worst over the whole training."""
+    return {
+        dynamics(name): float(worst(data.history(run_id, dynamics(name))))
+        for worst, names in _WORST.items()
+        for name in names
+    }
+
+
+def _notes(statements: Sequence[tuple[Stage, theory.Statement]]) -> list[str]:
+    """How many statements hold, then each of them, those that fail first."""
+    held = sum(statement.holds for _, statement in statements)
+    return [
+        f"{held} of {len(statements)} statements of the proofs hold:",
+        *(
+            f"{'holds ' if found.holds else 'FAILS '} {stage}: {found.name} ({found.source}): "
+            f"measured {found.measured:.3g}, bound {found.bound:.3g}"
+            for stage, found in sorted(statements, key=lambda each: bool(each[1].holds))
+        ),
+    ]

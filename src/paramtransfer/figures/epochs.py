@@ -2,14 +2,12 @@
 
 import itertools
 from collections.abc import Iterable
-from typing import Any
 
 import pandas as pd
 
 from paramtransfer.figures import style
 from paramtransfer.figures.drawing import Drawing, SweepData
-
-_TEST, _VALIDATION = "test/acc_curve", "val/acc"
+from paramtransfer.metrics import TEST_CURVE, VALIDATION_CURVE
 
 
 class Epochs:
@@ -29,10 +27,9 @@ class Epochs:
     def __call__(self, data: SweepData) -> Drawing:
         rows = data.rows
         groups = [("with transfer", rows)] if self.lines is None else list(rows.groupby(self.lines, sort=False))
-        metric = _TEST if len(data.history(rows["downstream_run_id"].iloc[0], _TEST)) else _VALIDATION
+        metric = TEST_CURVE if len(data.history(rows["downstream_run_id"].iloc[0], TEST_CURVE)) else VALIDATION_CURVE
         figure, (axis,) = style.panels(1)
-        colours = itertools.cycle(style.COLOURS)
-        looks: Any = itertools.chain([(style.BASELINE, "--")], ((colour, "-") for colour in colours))
+        looks = itertools.chain([(style.BASELINE, "--")], zip(itertools.cycle(style.COLOURS), itertools.repeat("-")))
         curves = [("without transfer", rows["baseline_run_id"])]
         for value, group in groups:
             label = str(value) if self.lines is None else f"{style.symbol(self.lines)} = {value}"
@@ -46,7 +43,7 @@ class Epochs:
             tables.append(table)
             error = f" ± {sem.iloc[-1]:.4f}" if len(run_ids.unique()) > 1 else ""
             notes.append(f"{label}, after epoch {len(table)}: {mean.iloc[-1]:.4f}{error}")
-        which = "test" if metric == _TEST else "validation"
+        which = "test" if metric == TEST_CURVE else "validation"
         num_seeds = int(tables[0]["n"].iloc[0])
         axis.set_xlabel("epoch")
         axis.set_ylabel(f"{which} Acc@1 (mean ± s.e., n = {num_seeds} seeds)")

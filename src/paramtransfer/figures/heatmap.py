@@ -1,14 +1,17 @@
 """Accuracy over two swept keys, with contours of the theory."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from numpy.typing import ArrayLike
 
 from paramtransfer.figures import style
-from paramtransfer.figures.curves import RATIO, Curves
+from paramtransfer.figures.curves import Curves
 from paramtransfer.figures.drawing import Drawing, SweepData
+from paramtransfer.metrics import ACCURACY, GAIN, TRANSFER_RATIO
 
 
 class Heatmap:
@@ -33,34 +36,50 @@ class Heatmap:
             return Curves(x=self.x)(data)
         if data.table[self.x].nunique() < 2:
             return Curves(x=self.y)(data)
-        accuracy, gain = self._grid(data.table, "test/acc"), self._grid(data.table, "test/gain")
+        accuracy, gain = self._grid(data.table, ACCURACY), self._grid(data.table, GAIN)
         limit = np.nanmax(np.abs(gain.to_numpy()))
         figure, axes = style.panels(2 + len(self.truncate))
-        self._draw(figure, axes[0], accuracy, "test accuracy with transfer", cmap="viridis")
-        self._draw(figure, axes[1], gain, "gain over no transfer", cmap="PuOr", vmin=-limit, vmax=limit)
+        figure.colorbar(self._draw(axes[0], accuracy, "test accuracy with transfer", "viridis"), ax=axes[0])
+        signed = self._draw(axes[1], gain, "gain over no transfer", "PuOr", between=(-limit, limit))
+        figure.colorbar(signed, ax=axes[1])
         for axis, level in zip(axes[2:], self.truncate, strict=True):
             reached = (accuracy >= level).astype(float).where(accuracy.notna())
-            self._draw(None, axis, reached, f"accuracy at least {level:g}", cmap="cividis", vmin=0, vmax=1)
-        if RATIO in data.table:
+            self._draw(axis, reached, f"accuracy at least {level:g}", "cividis", between=(0, 1))
+        if TRANSFER_RATIO in data.table:
             for axis in axes:
-                self._draw_contours(axis, self._grid(data.table, RATIO))
+                self._draw_contours(axis, self._grid(data.table, TRANSFER_RATIO))
         return Drawing(figures={"figure": figure})
 
     def _grid(self, table: pd.DataFrame, column: str) -> pd.DataFrame:
         return table.pivot(index=self.y, columns=self.x, values=column)
 
-    def _draw(self, figure: Any, axis: Any, grid: pd.DataFrame, title: str, **look: Any) -> None:
-        image = axis.pcolormesh(*_positions(grid), grid.to_numpy(), shading="nearest", rasterized=True, **look)
-        if figure is not None:
-            figure.colorbar(image, ax=axis)
+    def _draw(
+        self,
+        axis: Axes,
+        grid: pd.DataFrame,
+        title: str,
+        colours: str,
+        between: tuple[float | None, float | None] = (None, None),
+    ) -> QuadMesh:
+        low, high = between
+        mesh = axis.pcolormesh(
+            *_positions(grid),
+            grid.to_numpy(),
+            shading="nearest",
+            rasterized=True,
+            cmap=colours,
+            vmin=low,
+            vmax=high,
+        )
         for set_ticks, values in ((axis.set_xticks, grid.columns), (axis.set_yticks, grid.index)):
             if not pd.api.types.is_numeric_dtype(values):
                 set_ticks(range(len(values)), values)
         axis.set_xlabel(style.label(self.x))
         axis.set_ylabel(style.label(self.y))
         axis.set_title(title)
+        return mesh
 
-    def _draw_contours(self, axis: Any, ratio: pd.DataFrame) -> None:
+    def _draw_contours(self, axis: Axes, ratio: pd.DataFrame) -> None:
         if min(ratio.shape) < 2:
             return
         levels = [level for level in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if ratio.min().min() < level < ratio.max().max()]
@@ -71,7 +90,7 @@ class Heatmap:
             artist.set_path_effects(style.OUTLINE)
 
 
-def _positions(grid: pd.DataFrame) -> tuple[Any, Any]:
+def _positions(grid: pd.DataFrame) -> tuple[ArrayLike, ArrayLike]:
     """Where columns and rows lie: at their values, or evenly spaced where these are no numbers."""
     axes = (grid.columns, grid.index)
     x, y = (values if pd.api.types.is_numeric_dtype(values) else np.arange(len(values)) for values in axes)

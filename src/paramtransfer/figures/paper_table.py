@@ -1,11 +1,11 @@
 """A table of the paper beside ours."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
 from paramtransfer.figures.drawing import Drawing, SweepData
+from paramtransfer.metrics import ACCURACY, BASELINE_ACCURACY, GAIN, sem_of
 
 SCRATCH = "without transfer"
 
@@ -19,7 +19,7 @@ class PaperTable:
         published: the paper's accuracies, percent, by row and then by column, those without transfer under `none`.
     """
 
-    def __init__(self, *, rows: str, columns: str, published: Mapping[str, Mapping[Any, float]]) -> None:
+    def __init__(self, *, rows: str, columns: str, published: Mapping[str, Mapping[object, float]]) -> None:
         self.rows = rows
         self.columns = columns
         self.keys = [rows, columns]
@@ -31,22 +31,24 @@ class PaperTable:
         cells = []
         for row, group in self._grouped(data.table):
             published = self._published.get(str(row), {})
-            baseline = group.loc[group["n"].idxmax()]  # the same in all columns, but for jobs that failed
-            cells.append(_cell(row, SCRATCH, published.get("none"), baseline, "test/acc_without_transfer"))
+            baseline = group.iloc[
+                int(group["n"].to_numpy().argmax())
+            ]  # the same in all columns, but for jobs that failed
+            cells.append(_cell(row, SCRATCH, published.get("none"), baseline, BASELINE_ACCURACY))
             for _, line in group.iterrows():
                 column = line[self.columns] if self.columns in group else ""
                 name = f"{self.columns.rpartition('.')[2]}={column}"
-                cells.append(_cell(row, name, published.get(str(column)), line, "test/acc"))
+                cells.append(_cell(row, name, published.get(str(column)), line, ACCURACY))
         table = pd.DataFrame(cells)
         return Drawing(tables={"paper_table": table}, notes=[table.to_string(index=False)])
 
-    def _grouped(self, table: pd.DataFrame) -> Any:
+    def _grouped(self, table: pd.DataFrame) -> Iterable[tuple[object, pd.DataFrame]]:
         return table.groupby(self.rows, sort=False) if self.rows in table else [("", table)]
 
 
-def _cell(row: Any, column: str, published: float | None, line: pd.Series, key: str) -> dict[str, Any]:
-    ours, sem = 100 * line[key], 100 * line[f"{key}_sem"]
-    gain = key == "test/acc"
+def _cell(row: object, column: str, published: float | None, line: pd.Series, key: str) -> dict[str, object]:
+    ours, sem = 100 * line[key], 100 * line[sem_of(key)]
+    gain = key == ACCURACY
     return {
         "pair": row,
         "": column,
@@ -55,7 +57,7 @@ def _cell(row: Any, column: str, published: float | None, line: pd.Series, key: 
         "s.e.": f"{sem:.2f}",
         "difference": "" if published is None else f"{ours - published:+.2f}",
         "in s.e.": "" if published is None or not sem else f"{(ours - published) / sem:+.1f}",
-        "gain %": f"{100 * line['test/gain']:+.2f}" if gain else "",
-        "gain s.e.": f"{100 * line['test/gain_sem']:.2f}" if gain else "",
+        "gain %": f"{100 * line[GAIN]:+.2f}" if gain else "",
+        "gain s.e.": f"{100 * line[sem_of(GAIN)]:.2f}" if gain else "",
         "n": int(line["n"]),
     }

@@ -1,15 +1,21 @@
 """The phase transition of Theorem 4.2 in its own regime."""
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 
 from paramtransfer.figures import style
-from paramtransfer.figures.curves import RATIO
 from paramtransfer.figures.drawing import Drawing, SweepData
+from paramtransfer.metrics import (
+    ACCURACY,
+    BASELINE_ACCURACY,
+    CONDITION_HOLDS,
+    SCRATCH_RATIO,
+    TRANSFER_RATIO,
+    sem_of,
+)
 
 _UNSEEN = 1e-7  # stands for an error too rare to be seen, in the order of the cells alone
 _ERROR = 0.1  # what Theorem 4.2 says the error stays above where d is too large
@@ -35,16 +41,16 @@ class Phase:
         figure, axes = style.panels(2)
         notes, constants = [], []
         for colour, (size, cells) in zip(itertools.cycle(style.COLOURS), data.table.groupby(self.size), strict=False):
-            for inside, group in cells.groupby("theory/condition_holds"):
+            for inside, group in cells.groupby(CONDITION_HOLDS):
                 label = f"{style.symbol(self.size)} = {size}" + ("" if inside else ", outside Condition 4.1")
-                look: dict[str, Any] = {"color": colour, "linestyle": "", "marker": "o", "label": label}
+                look: style.Look = {"color": colour, "linestyle": "", "marker": "o", "label": label}
                 if not inside:
                     look["markerfacecolor"] = "white"
-                axes[0].errorbar(group[RATIO], group["test/acc"], group["test/acc_sem"], **look)
-                scratch = group["theory/scratch_ratio"], group["test/acc_without_transfer"]
-                axes[1].errorbar(*scratch, group["test/acc_without_transfer_sem"], **look)
-            row = {self.size: size, **_constants(cells[cells["theory/condition_holds"] == 1])}
-            constants.append(row)
+                axes[0].errorbar(group[TRANSFER_RATIO], group[ACCURACY], group[sem_of(ACCURACY)], **look)
+                scratch = group[SCRATCH_RATIO], group[BASELINE_ACCURACY]
+                axes[1].errorbar(*scratch, group[sem_of(BASELINE_ACCURACY)], **look)
+            row = _constants(cells[cells[CONDITION_HOLDS] == 1])
+            constants.append({self.size: size, **row})
             notes.append(
                 f"{self.size}={size}: the error crosses {_ERROR} at A/(B d) = {row['crossing']:.2f} ± "
                 f"{row['crossing_sem']:.2f}; above it, -log(error) is at least {row['C_2']:.2f} ± {row['C_2_sem']:.2f} "
@@ -61,13 +67,13 @@ class Phase:
         return Drawing(figures={"figure": figure}, tables={"constants": pd.DataFrame(constants)}, notes=notes)
 
 
-def _constants(cells: pd.DataFrame) -> dict[str, Any]:
+def _constants(cells: pd.DataFrame) -> dict[str, float]:
     """Crossing and C_2 with their standard errors, and the number of cells behind C_2; nan where there is none."""
     if len(cells) < 2:
         return {"crossing": np.nan, "crossing_sem": np.nan, "C_2": np.nan, "C_2_sem": np.nan, "cells": 0}
-    cells = cells.sort_values(RATIO)
-    ratio, error = cells[RATIO].to_numpy(), 1 - cells["test/acc"].to_numpy()
-    noise = np.random.default_rng(0).normal(size=(200, len(cells))) * cells["test/acc_sem"].to_numpy()
+    cells = cells.sort_values(TRANSFER_RATIO)
+    ratio, error = cells[TRANSFER_RATIO].to_numpy(), 1 - cells[ACCURACY].to_numpy()
+    noise = np.random.default_rng(0).normal(size=(200, len(cells))) * cells[sem_of(ACCURACY)].to_numpy()
     estimates = [_fit(ratio, np.clip(error + redrawn, 0, 1)) for redrawn in noise]
     (crossing, exponent), (crossing_sem, exponent_sem) = _fit(ratio, error), np.std(estimates, axis=0, ddof=1)
     shown = int(((ratio > crossing) & (error > 0)).sum())

@@ -2,11 +2,17 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, TypedDict
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
+from matplotlib.patheffects import AbstractPathEffect, withStroke
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 _LABELS = {
     "alpha": r"inherited share $\alpha$",
@@ -28,8 +34,10 @@ _LABELS = {
 }
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, 2008
 BASELINE = "#555555"
-OUTLINE = [withStroke(linewidth=2, foreground="#333333")]  # keeps white lines legible on any colour
-STYLE: Any = {
+OUTLINE: list[AbstractPathEffect] = [
+    withStroke(linewidth=2, foreground="#333333")
+]  # keeps white lines legible on any colour
+_STYLE: "dict[RcKeyType, object]" = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -45,6 +53,21 @@ STYLE: Any = {
 }
 
 
+class Look(TypedDict, total=False):
+    """How the points of one curve are drawn, in matplotlib's words."""
+
+    color: str
+    marker: str
+    markerfacecolor: str
+    linestyle: str
+    label: str
+
+
+def applied() -> AbstractContextManager[None]:
+    """What is drawn and written to a file in this context looks as said here."""
+    return matplotlib.rc_context(_STYLE)
+
+
 def label(key: str) -> str:
     """A key as an axis label: in words with its symbol where it has one."""
     return _LABELS.get(key, key)
@@ -55,7 +78,7 @@ def symbol(key: str) -> str:
     return _LABELS.get(key, key).split()[-1]
 
 
-def panels(num: int) -> tuple[Figure, Sequence[Any]]:
+def panels(num: int) -> tuple[Figure, Sequence[Axes]]:
     """A figure with that many panels: up to three side by side, more in rows of two."""
     columns = num if num <= 3 else 2
     rows = -(-num // columns)
@@ -63,7 +86,7 @@ def panels(num: int) -> tuple[Figure, Sequence[Any]]:
     return figure, list(figure.subplots(rows, columns, squeeze=False).ravel()[:num])
 
 
-def files(name: str, figure: Figure) -> dict[str, bytes]:
+def as_files(name: str, figure: Figure) -> dict[str, bytes]:
     """The figure as PNG and PDF, by file name."""
     contents = {}
     for suffix in ("png", "pdf"):

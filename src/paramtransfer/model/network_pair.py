@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from paramtransfer.checks import choice, refusal
 from paramtransfer.model import weights
 from paramtransfer.model.networks import HEADS, STEMS, check_name, library_network, make_network
 from paramtransfer.randomness import stream
-from paramtransfer.stage import Side
+from paramtransfer.stage import Side, Stage
 
 
 class _Task(Protocol):
@@ -33,8 +33,6 @@ class NetworkPair:
     Raises:
         ValueError: an argument that is out of range, named by its configuration key.
     """
-
-    unused: ClassVar = {"upstream": ("downstream",), "baseline": ("upstream",)}
 
     def __init__(self, *, upstream: dict[str, Any], downstream: dict[str, Any], stem: str, head: str) -> None:
         self._shared: dict[str, Any] = {
@@ -63,6 +61,16 @@ class NetworkPair:
             return make_network(self.names[side], num_classes=num_classes, **self._shared, **self._options[side])
         except TypeError as error:
             raise ValueError(f"model.{side}: {self.names[side]} has no such option ({error})") from error
+
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on: its own network, or both; weights from elsewhere by their content."""
+        shared: dict[str, object] = {**self._shared}
+        if stage != "upstream":
+            shared["downstream"] = {"name": self.names["downstream"], **self._options["downstream"]}
+        if stage != "baseline":
+            weights_from = {"weights": self.content or None}
+            shared["upstream"] = {"name": self.names["upstream"], **self._options["upstream"], **weights_from}
+        return shared
 
     @property
     def content(self) -> str:

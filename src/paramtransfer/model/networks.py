@@ -1,6 +1,5 @@
 """Image networks of torchvision and timm by name, with the stem and the head that suit small images."""
 
-from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -9,7 +8,7 @@ from torch import nn
 from torchvision.models import ResNet, get_model, list_models
 from torchvision.models.vgg import VGG
 
-from paramtransfer.checks import refusal
+from paramtransfer.checks import did_you_mean, refusal
 
 STEMS = ("imagenet", "cifar")
 HEADS = ("small", "original")
@@ -23,8 +22,8 @@ def check_name(key: str, name: str) -> str:
     """
     if name in torchvision_names() or timm.is_model(name):
         return name
-    close = get_close_matches(str(name), [*torchvision_names(), *timm.list_models()])
-    raise refusal(key, name, f"a network of torchvision or timm{', such as ' + ', '.join(close) if close else ''}")
+    near = did_you_mean(str(name), [*torchvision_names(), *timm.list_models()])
+    raise refusal(key, name, f"a network of torchvision or timm{near}")
 
 
 def torchvision_names() -> list[str]:

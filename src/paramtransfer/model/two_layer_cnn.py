@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from paramtransfer.checks import number, whole
+from paramtransfer.stage import Stage
 
 
 def output(preactivations_RNF: Tensor) -> Tensor:
@@ -49,11 +50,13 @@ class TwoLayerCNNs:
         ValueError: an argument that is out of range, named by its configuration key.
     """
 
-    content = ""
-
     def __init__(self, *, filters: int, init_std: float) -> None:
         self.filters = whole("model.filters", filters, at_least=1)
         self.init_std = number("model.init_std", init_std, above=0)
+
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on."""
+        return {"filters": self.filters, "init_std": self.init_std}
 
     @property
     def num_filters(self) -> int:

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import Any
+from typing import TypedDict, Unpack
 
 import torch
 from torch import nn
@@ -11,6 +11,37 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from paramtransfer.checks import choice, flag, number
+from paramtransfer.stage import Stage
+
+
+class Group(TypedDict):
+    """Parameters that share their settings, as torch's optimizers take them."""
+
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+
+
+class Schedule(TypedDict):
+    """A schedule, as Lightning takes it."""
+
+    scheduler: LambdaLR
+    interval: str
+
+
+class Configured(TypedDict):
+    """What Lightning's `configure_optimizers` returns."""
+
+    optimizer: Optimizer
+    lr_scheduler: Schedule
+
+
+class _Minibatch(TypedDict):
+    lr: float
+    weight_decay: float
+    schedule: str
+    warmup_epochs: float
+    inherited_lr_scale: float
 
 
 class GradientDescent:
@@ -22,6 +53,10 @@ class GradientDescent:
 
     def __init__(self, *, lr: float) -> None:
         self.lr = number("optim.lr", lr, above=0)
+
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on."""
+        return {"lr": self.lr}
 
 
 class MinibatchOptimizer(ABC):
@@ -47,11 +82,21 @@ class MinibatchOptimizer(ABC):
         self._warmup_epochs = number("optim.warmup_epochs", warmup_epochs, at_least=0)
         self._inherited_lr_scale = number("optim.inherited_lr_scale", inherited_lr_scale, at_least=0)
 
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on; nothing is inherited but downstream."""
+        shared = {
+            "lr": self.lr,
+            "weight_decay": self._weight_decay,
+            "schedule": self._schedule,
+            "warmup_epochs": self._warmup_epochs,
+        }
+        return {**shared, "inherited_lr_scale": self._inherited_lr_scale} if stage == "downstream" else {**shared}
+
     @abstractmethod
-    def make(self, groups: list[dict[str, Any]]) -> Optimizer:
+    def make(self, groups: list[dict[str, object]]) -> Optimizer:
         """The optimizer of some groups of parameters."""
 
-    def configure(self, model: nn.Module, *, inherited: Collection[str], steps: int, epochs: int) -> dict[str, Any]:
+    def configure(self, model: nn.Module, *, inherited: Collection[str], steps: int, epochs: int) -> Configured:
         """What Lightning's `configure_optimizers` returns.
 
         Args:
@@ -71,9 +116,9 @@ class MinibatchOptimizer(ABC):
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
-    def _groups(self, model: nn.Module, inherited: Collection[str]) -> list[dict[str, Any]]:
-        groups: dict[tuple[bool, bool], dict[str, Any]] = {}
-        exempt: Any = getattr(model, "no_weight_decay", set)()  # timm: position embeddings and their like
+    def _groups(self, model: nn.Module, inherited: Collection[str]) -> list[dict[str, object]]:
+        groups: dict[tuple[bool, bool], Group] = {}
+        exempt: Collection[str] = getattr(model, "no_weight_decay", set)()  # timm: position embeddings and their like
         for name, parameter in model.named_parameters():
             decays, is_inherited = parameter.dim() > 1 and name not in exempt, name in inherited
             group = groups.setdefault(
@@ -85,18 +130,22 @@ class MinibatchOptimizer(ABC):
                 },
             )
             group["params"].append(parameter)
-        return list(groups.values())
+        return [{**group} for group in groups.values()]
 
 
 class SGD(MinibatchOptimizer):
     """Stochastic gradient descent with momentum; see `MinibatchOptimizer`."""
 
-    def __init__(self, *, momentum: float, nesterov: bool, **others: Any) -> None:
+    def __init__(self, *, momentum: float, nesterov: bool, **others: Unpack[_Minibatch]) -> None:
         super().__init__(**others)
         self._momentum = number("optim.momentum", momentum, at_least=0)
         self._nesterov = flag("optim.nesterov", nesterov)
 
-    def make(self, groups: list[dict[str, Any]]) -> Optimizer:
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on."""
+        return {**super().identity(stage), "momentum": self._momentum, "nesterov": self._nesterov}
+
+    def make(self, groups: list[dict[str, object]]) -> Optimizer:
         """The optimizer of some groups of parameters."""
         return torch.optim.SGD(groups, momentum=self._momentum, nesterov=self._nesterov)
 
@@ -104,6 +153,6 @@ class SGD(MinibatchOptimizer):
 class AdamW(MinibatchOptimizer):
     """Adam with decoupled weight decay; see `MinibatchOptimizer`."""
 
-    def make(self, groups: list[dict[str, Any]]) -> Optimizer:
+    def make(self, groups: list[dict[str, object]]) -> Optimizer:
         """The optimizer of some groups of parameters."""
         return torch.optim.AdamW(groups)

@@ -1,1 +1,1 @@
-"""A sweep as one HTML page that needs nothing beside itself."""
+"""What a person reads of a job or a sweep: tables in the terminal, files in the sweep's run, one HTML page."""

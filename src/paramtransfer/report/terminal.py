@@ -1,76 +1,140 @@
-"""What a sweep leaves: a table and, where one or two keys were swept, a figure."""
+"""What a person sees in the terminal of jobs and sweeps; nothing else in this package prints."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import matplotlib
+import pandas as pd
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
-from paramtransfer.figures import style
-from paramtransfer.figures.curves import Curves
-from paramtransfer.figures.drawing import Draw, SweepData
-from paramtransfer.figures.heatmap import Heatmap
-from paramtransfer.report.sweep_table import printed
+from paramtransfer.figures.drawing import SweepData
+from paramtransfer.metrics import (
+    ACCURACY,
+    BASELINE_ACCURACY,
+    GAIN,
+    HARM_PREDICTED,
+    TRAINING_SECONDS,
+    TRANSFER_RATIO,
+    as_text,
+)
+from paramtransfer.report.sweep_table import setting_text
+from paramtransfer.stage import Stage
 from paramtransfer.tracking.sweeps import NOT_STARTED, JobRecord
 
+if TYPE_CHECKING:
+    from paramtransfer.experiment.job import Job, StageResult
+    from paramtransfer.transfer.report import Report
 
-def print_table(data: SweepData, records: Sequence[JobRecord]) -> dict[str, str | bytes]:
-    """Print the table of a sweep, failed jobs included; return the file that its run keeps."""
+_WIDTH = 120  # of tables in a file or a pipe
+_ROWS: tuple[tuple[str, Stage, str], ...] = (
+    ("without transfer", "baseline", ACCURACY),
+    ("with transfer", "downstream", ACCURACY),
+    ("gain (paired)", "downstream", GAIN),
+)
+
+
+def print_job(job: "Job", results: "Mapping[Stage, StageResult]", inherited: "Report", *, seconds: float) -> None:
+    """Print the table of one job, what the theory says of it, and how to go on.
+
+    Args:
+        job: what was run.
+        results: how its stages ended.
+        inherited: the account of the transfer.
+        seconds: since the process was started.
+    """
+    console = Console(highlight=False)
+    console.print(_job_table(results))
+    replicates, num_test = results["downstream"].hits_RN.shape
+    repeated = (
+        f"{replicates} replicates" if replicates > 1 else "1 replicate (s.e. over test samples; sweep seed for more)"
+    )
+    console.print(f"n = {repeated} × {num_test} test samples; {inherited.summary}")
+    if verdict := job.tasks.verdict(job.alpha):
+        console.print(verdict)
+    console.print(f"Done in {seconds:.1f} s. Compare the runs in the browser: make ui")
+
+
+def _job_table(results: "Mapping[Stage, StageResult]") -> Table:
+    """Accuracies of all stages that were tested, and the gain; how long each was trained."""
+    table = Table("", "test accuracy", "± s.e.", "training")
+    upstream: tuple[tuple[str, Stage, str], ...] = (("upstream, on task 1", "upstream", ACCURACY),)
+    is_tested = "upstream" in results and ACCURACY in results["upstream"].metrics  # weights from elsewhere are not
+    for title, stage, name in (*(upstream if is_tested else ()), *_ROWS):
+        result = results[stage]
+        mean, _, sem = as_text(result.metrics, name).partition(" ± ")
+        training = "reused" if result.reused else f"{result.metrics[TRAINING_SECONDS]:.1f} s"
+        table.add_row(title, mean, sem, "" if name == GAIN else training)
+    return table
+
+
+def print_job_line(num: int, overrides: Mapping[str, object], results: "Mapping[Stage, StageResult]") -> None:
+    """Print one job of a sweep in one line.
+
+    Args:
+        num: its number in the sweep.
+        overrides: what it sets.
+        results: how its stages ended.
+    """
+    estimates = [f"{title} {as_text(results[stage].metrics, name)}" for title, stage, name in _ROWS]
+    print(f"#{num} {setting_text(overrides)}: {', '.join(estimates)}", flush=True)
+
+
+def print_sweep(data: SweepData, records: Sequence[JobRecord]) -> None:
+    """Print the table of a sweep, then which jobs failed and how many were not started."""
     failed = [record for record in records if record.error not in (None, NOT_STARTED)]
     if not data.table.empty:
-        _console().print(printed(data.table, data.keys, failed))
+        _console().print(_sweep_table(data.table, data.keys, failed))
         if (data.table["n"] == 1).any():
             print("n = 1: the standard error is over the test samples alone; sweep seed for more.")
     for record in failed:
-        setting = " ".join(
-            f"{key}={value}"
+        own = {
+            key: value
             for key, value in record.overrides.items()
             if any(other.overrides.get(key) != value for other in records)
-        )
-        print(f"failed: #{record.num} {setting}: {record.error}")
+        }
+        print(f"failed: #{record.num} {setting_text(own)}: {record.error}")
     left = sum(record.error == NOT_STARTED for record in records)
     if left:
         print(f"{left} jobs were not started: the same command goes on with them.")
-    return {"table.csv": data.table.to_csv(index=False)}
 
 
-def draw_figure(data: SweepData, draw: Draw | None) -> dict[str, str | bytes]:
-    """Draw a sweep and print what the figure shows; return the files that its run keeps, by name.
+def _sweep_table(table: pd.DataFrame, keys: Sequence[str], failed: Sequence[JobRecord]) -> Table:
+    """What was measured, and what Theorem 4.2 and Proposition 4.4 (predicted) say of it."""
+    has_theory = TRANSFER_RATIO in table
+    theory = ("A/(B d)", "predicted") if has_theory else ()
+    shown = Table(box=box.SIMPLE_HEAD, title="Test accuracy ± s.e.", padding=(0, 1, 0, 0))
+    short = [key.rpartition(".")[2] for key in keys]
+    names = short if len(set(short)) == len(keys) else keys
+    for name in (*names, "without transfer", "with transfer", "gain", "n", *theory):
+        shown.add_column(name, no_wrap=True)
+    for _, row in table.iterrows():
+        estimates = [as_text(row, name) for name in (BASELINE_ACCURACY, ACCURACY, GAIN)]
+        cells = [*(str(row[key]) for key in keys), *estimates, str(int(row["n"]))]
+        if has_theory:
+            cells += [f"{row[TRANSFER_RATIO]:.3g}", "harm" if row[HARM_PREDICTED] else "no harm"]
+        shown.add_row(*cells)
+    for record in failed:
+        shown.add_row(*(str(record.overrides.get(key)) for key in keys), "failed")
+    return shown
+
+
+def print_mixed(figure: str, keys: Sequence[str]) -> None:
+    """Print why a sweep gets no figure.
 
     Args:
-        data: the sweep.
-        draw: how it is drawn; None chooses by what was swept.
+        figure: the name of the class that would have drawn it.
+        keys: the swept keys that it does not tell apart.
     """
-    draw = draw or _choose(data.keys)
-    if draw is None or data.table.empty:
-        return {}
-    mixed = [key for key in data.keys if draw.keys is not None and key not in draw.keys]
-    if mixed:
-        _console().print(
-            f"No figure: {', '.join(mixed)} was swept too, which {type(draw).__name__} does not tell apart."
-        )
-        return {}
-    files: dict[str, str | bytes] = {}
-    with matplotlib.rc_context(style.STYLE):
-        drawing = draw(data)
-        for name, figure in drawing.figures.items():
-            files |= style.files(name, figure)
-    for name, table in drawing.tables.items():
-        files[f"{name}.csv"] = table.to_csv(index=False)
-    if drawing.notes:
-        files["notes.txt"] = "\n".join(drawing.notes) + "\n"
-        _console().print(*drawing.notes, sep="\n", highlight=False)
-    return files
+    _console().print(f"No figure: {', '.join(keys)} was swept too, which {figure} does not tell apart.")
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print what a figure shows, a sentence a line."""
+    if notes:
+        _console().print(*notes, sep="\n", highlight=False)
 
 
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 120)
-
-
-def _choose(keys: Sequence[str]) -> Draw | None:
-    match keys:
-        case [x]:
-            return Curves(x=x)
-        case [x, y]:
-            return Heatmap(x=x, y=y)
-    return None
+    return Console(width=None if sys.stdout.isatty() else _WIDTH)

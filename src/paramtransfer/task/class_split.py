@@ -1,11 +1,11 @@
 """Target and source classes of one dataset (Section 6, Table 1)."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from paramtransfer.checks import refusal, whole
 from paramtransfer.randomness import stream
-from paramtransfer.stage import Side
+from paramtransfer.stage import Side, Stage
 from paramtransfer.task.image_tasks import ImageTasks
 
 
@@ -21,8 +21,6 @@ class ClassSplit(ImageTasks):
     Raises:
         ValueError: an argument that is out of range, named by its configuration key.
     """
-
-    unused: ClassVar = {"upstream": ("downstream",), "baseline": ("upstream", "ratio")}
 
     def __init__(self, *, num_target: int, target_classes: Sequence[str] | None, ratio: int, **others: Any) -> None:
         super().__init__(**others)
@@ -44,6 +42,10 @@ class ClassSplit(ImageTasks):
             most = len(names) // self._num_target - 1
             allowed = f"at most {most}: {len(names)} classes, {self._num_target} of them targets"
             raise refusal("task.ratio", ratio, allowed)
+
+    def _task_identity(self, stage: Stage) -> dict[str, object]:
+        drawn = {"num_target": self._num_target, "target_classes": self._target}
+        return {**super()._task_identity(stage), **drawn, **({} if stage == "baseline" else {"ratio": self._ratio})}
 
     def classes_of(self, side: Side, seed: int) -> Sequence[str]:
         """Drawn from one order of the classes: first the target's, then the source's."""

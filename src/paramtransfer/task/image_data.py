@@ -3,13 +3,12 @@
 Shape letters: N images, B images of a batch, C channels (3), H height, W width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -17,6 +16,7 @@ from paramtransfer.dataset.augment import crop_and_flip, normalize, resize
 from paramtransfer.dataset.images import Images, Split
 from paramtransfer.randomness import stream
 from paramtransfer.stage import Side
+from paramtransfer.task.stage_data import StageData
 
 _CALIBRATION_BATCHES = 20
 
@@ -63,7 +63,7 @@ class View:
     noise: float
 
 
-class ImageTask(LightningDataModule):
+class ImageTask(StageData):
     """One task for one stage; baseline and downstream of a seed see the same batches.
 
     Every draw derives from the seed and the number of the batch alone, so that training can start again anywhere.
@@ -78,6 +78,8 @@ class ImageTask(LightningDataModule):
         epochs: passes over the training images.
         batch_size: images of a training step, over all devices.
     """
+
+    batch_size: int
 
     def __init__(
         self,
@@ -99,7 +101,6 @@ class ImageTask(LightningDataModule):
         self.side = side
         self.seed = seed
         self.epochs = epochs
-        self.test_every_epoch = False
         self.batch_size = min(batch_size, len(parts["train"].index_N))
 
     def stream(self, name: str, number: int = 0) -> np.random.Generator:
@@ -129,7 +130,8 @@ class ImageTask(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augmentation, noise, size and normalization, on the device that the batch is on."""
-        trainer: Any = self.trainer
+        trainer = self.trainer
+        assert trainer is not None
         images = self._seen(batch.images, batch.key, augment=trainer.training)
         if not trainer.training:
             return Batch(images, batch.labels_B, batch.key)
@@ -154,7 +156,7 @@ class ImageTask(LightningDataModule):
     def _key(self, name: str, number: int) -> int:
         return int(self.stream(name, number).integers(2**63))
 
-    def _loader(self, name: str, batches: Any) -> "DataLoader[Batch]":
+    def _loader(self, name: str, batches: Iterable[tuple[Tensor, int]]) -> "DataLoader[Batch]":
         workers = self.dataset.num_workers
         pixels = _Pixels(self.parts[name])
         stay = workers > 0 and name == "train"
@@ -175,10 +177,10 @@ class _Pixels(Dataset[Batch]):
 class _Loader(DataLoader[Batch]):
     """Goes on where the trainer's step is, and so has no state of its own to keep."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, object]) -> None: ...
 
 
 class _Order(Sampler[tuple[Tensor, int]]):
@@ -193,8 +195,8 @@ class _Order(Sampler[tuple[Tensor, int]]):
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         task = self._task
-        trainer: Any = task.trainer
-        epoch, done = divmod(trainer.global_step, len(self))
+        assert task.trainer is not None
+        epoch, done = divmod(task.trainer.global_step, len(self))
         order_N = torch.from_numpy(task.stream("order", epoch).permutation(self._num_images))
         for number in range(done, len(self)):
             chosen_B = order_N[number * task.batch_size : (number + 1) * task.batch_size]

@@ -1,8 +1,8 @@
 """What pairs of image tasks share: settings, parts without overlap, names."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,15 @@ from paramtransfer.optim.optimizers import MinibatchOptimizer
 from paramtransfer.randomness import stream
 from paramtransfer.stage import SIDES, Side, Stage
 from paramtransfer.task.image_data import ImageTask, Part, View
-from paramtransfer.transfer.rules import TransferRule
+
+
+class Inheritance(Protocol):
+    """What a pair of tasks has to know of a transfer rule."""
+
+    needs_upstream: bool
+
+    def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> object:
+        """Let the downstream network inherit."""
 
 
 class ImageTasks(ABC):
@@ -44,8 +52,8 @@ class ImageTasks(ABC):
         dataset: Images,
         model: NetworkPair,
         optim: MinibatchOptimizer,
-        upstream: dict[str, Any],
-        downstream: dict[str, Any],
+        upstream: Mapping[str, Any],
+        downstream: Mapping[str, Any],
         batch_size: int,
         val_share: float,
         padding: int,
@@ -67,7 +75,7 @@ class ImageTasks(ABC):
         self.padding = whole("task.padding", padding, at_least=0)
         self.input_size = None if input_size is None else whole("task.input_size", input_size, at_least=1)
 
-    def check(self, transfer: TransferRule, seed: int, replicates: int) -> None:
+    def check(self, transfer: Inheritance, seed: int, replicates: int) -> None:
         """Refuse now what the data or the transfer would refuse later.
 
         Raises:
@@ -133,9 +141,22 @@ class ImageTasks(ABC):
             "test": Part.of(dataset.test, labels, test),
         }
 
-    def content(self, side: Side) -> str:
-        """What identifies a task's images."""
-        return self.dataset_of(side).content
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on: the images and the stage's own task, or both."""
+        return {"dataset": self.dataset.identity(stage), "task": self._task_identity(stage)}
+
+    def _task_identity(self, stage: Stage) -> dict[str, object]:
+        shared: dict[str, object] = {
+            "batch_size": self.batch_size,
+            "val_share": self.val_share,
+            "padding": self.padding,
+            "input_size": self.input_size,
+        }
+        if stage != "upstream":
+            shared["downstream"] = {"epochs": self.epochs["downstream"], "noise": self.noise}
+        if stage != "baseline":
+            shared["upstream"] = {"epochs": self.epochs["upstream"]}
+        return shared
 
     def label(self, side: Side) -> str:
         """The setting in a few words, for the names of runs."""
@@ -158,6 +179,6 @@ def _takes(network: nn.Module, name: str, size: int) -> None:
         raise refusal("task.input_size", size, f"a size that {name} takes ({first_line(error)})") from error
 
 
-def _fits(group: str, value: Any, fits: bool, options: str) -> None:
+def _fits(group: str, value: object, fits: bool, options: str) -> None:
     if not fits:
         raise refusal(group, type(value).__name__, f"{options}, for a task on images")

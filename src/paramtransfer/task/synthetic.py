@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from paramtransfer import theory
@@ -21,6 +20,7 @@ from paramtransfer.model.two_layer_cnn import TwoLayerCNNs
 from paramtransfer.optim.optimizers import GradientDescent
 from paramtransfer.randomness import stream
 from paramtransfer.stage import SIDES, Side, Stage
+from paramtransfer.task.stage_data import StageData
 
 _CURVE_TEST_POINTS = 1000
 
@@ -49,6 +49,11 @@ class SideSettings:
         object.__setattr__(self, "noise", number(f"{key}.noise", self.noise, at_least=0))
         object.__setattr__(self, "steps", whole(f"{key}.steps", self.steps, at_least=1))
 
+    @property
+    def values(self) -> dict[str, float]:
+        """The numbers, by key."""
+        return {"num_samples": self.num_samples, "noise": self.noise, "steps": self.steps}
+
 
 class FullBatch(NamedTuple):
     """One Lightning step: several gradient steps on all samples, then a look at some test points."""
@@ -71,15 +76,15 @@ class Batches(Generic[T]):
     def __len__(self) -> int:
         return self._num_batches
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """None: the training's own count says where to go on."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         """There is none."""
 
 
-class SyntheticTask(LightningDataModule):
+class SyntheticTask(StageData):
     """One task for one stage, drawn when first asked for; baseline and downstream of a seed draw the same."""
 
     epochs = 1
@@ -161,16 +166,14 @@ class SyntheticTasks:
         ValueError: an argument that is out of range, named by its configuration key.
     """
 
-    unused: ClassVar = {"upstream": ("downstream",), "baseline": ("upstream",)}
-
     def __init__(
         self,
         *,
         dataset: SignalNoise,
         model: TwoLayerCNNs,
         optim: GradientDescent,
-        upstream: dict[str, Any],
-        downstream: dict[str, Any],
+        upstream: Mapping[str, Any],
+        downstream: Mapping[str, Any],
         num_test: int,
         curve_points: int = 100,
     ) -> None:
@@ -188,6 +191,13 @@ class SyntheticTasks:
             for side, settings in self.sides.items()
         }
 
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on: the law of the samples and the stage's own task, or both."""
+        sides = (*SIDES.values(),) if stage == "downstream" else (SIDES[stage],)
+        task: dict[str, object] = {side: self.sides[side].values for side in sides}
+        task |= {"num_test": self.num_test, "curve_points": self.curve_points}
+        return {"dataset": self.dataset.identity(stage), "task": task}
+
     def data(self, side: Side, *, seed: int, replicates: int) -> SyntheticTask:
         """The data module of one stage."""
         return SyntheticTask(self, side, seed=seed, replicates=replicates)
@@ -197,12 +207,8 @@ class SyntheticTasks:
         own = self.sides[side]
         return f"d={self.dataset.dim} ‖u‖={self.dataset.u_norm:.3g} N={own.num_samples} σ_p={own.noise:g}"
 
-    def check(self, transfer: Any, seed: int, replicates: int) -> None:
+    def check(self, transfer: object, seed: int, replicates: int) -> None:
         """All that can be refused has been."""
-
-    def content(self, side: Side) -> str:
-        """Nothing: the settings say all of the data."""
-        return ""
 
     def setting(self, stage: Stage, alpha: float) -> theory.Setting:
         """What the theory sees of a stage: both tasks for the downstream, its own task alone for the others."""

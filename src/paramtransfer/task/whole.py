@@ -1,13 +1,12 @@
 """All classes of a dataset; the source is another dataset, or weights from elsewhere (Section 6, Figure 4)."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from paramtransfer.checks import refusal
 from paramtransfer.dataset.images import Images
-from paramtransfer.stage import Side
-from paramtransfer.task.image_tasks import ImageTasks
-from paramtransfer.transfer.rules import TransferRule
+from paramtransfer.stage import Side, Stage
+from paramtransfer.task.image_tasks import ImageTasks, Inheritance
 
 
 class Whole(ImageTasks):
@@ -17,8 +16,6 @@ class Whole(ImageTasks):
         upstream: `epochs`, and `dataset`, the source; None with weights from elsewhere.
         others: see `ImageTasks`.
     """
-
-    unused: ClassVar = {"upstream": ("downstream",), "baseline": ("upstream",)}
 
     def __init__(self, *, upstream: dict[str, Any], **others: Any) -> None:
         super().__init__(upstream=upstream, **others)
@@ -30,7 +27,17 @@ class Whole(ImageTasks):
                 "null or a dataset: +dataset@task.upstream.dataset=image_folder task.upstream.dataset.root=...",
             )
 
-    def check(self, transfer: TransferRule, seed: int, replicates: int) -> None:
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on: an upstream trained here, on nothing of the target."""
+        own = super().identity(stage)
+        if self.model.weights is None and self._source is not self.dataset and stage != "baseline":
+            source = {"upstream": {"epochs": self.epochs["upstream"], "dataset": self._source.identity(stage)}}
+            own["task"] = {**self._task_identity(stage), **source}
+            if stage == "upstream":
+                del own["dataset"]
+        return own
+
+    def check(self, transfer: Inheritance, seed: int, replicates: int) -> None:
         """Refuse an upstream that would learn the target's own images, and what `ImageTasks` refuses.
 
         Raises:

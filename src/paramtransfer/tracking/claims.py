@@ -1,172 +1,229 @@
 """Who trains a stage that several jobs need: the process whose run of it is RUNNING and shows a sign of life.
 
-Beside a SQLite store the sign is a lock on a file, which the system drops when its holder dies, and jobs look and claim
-one at a time: exactly one trains. A tracking server has no files in common with its clients; there the sign is a tag
-that a thread refreshes, and two jobs that start at the same moment may, rarely, both train.
+Beside a SQLite store jobs look and claim one at a time: exactly one trains. With a tracking server two jobs that start
+at the same moment may, rarely, both train; the first one's run counts. A result that is lost or cannot be read is
+computed again; none is ever used for another.
 """
 
 import logging
-import threading
+import re
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
 
-from filelock import FileLock, Timeout
-from mlflow import MlflowClient
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Param
 
-from paramtransfer.errors import SharedStageError
+from paramtransfer.errors import SharedStageError, StoreError, Unreadable
+from paramtransfer.interrupts import uninterrupted
+from paramtransfer.tracking import provenance, results
+from paramtransfer.tracking.connect import patiently, reason_of, without_secrets
+from paramtransfer.tracking.results import Result
+from paramtransfer.tracking.runs import RunRecord
+from paramtransfer.tracking.store import DESCRIPTION, Store
 
-if TYPE_CHECKING:
-    from paramtransfer.tracking.store import Store
-
-_HEARTBEAT = "heartbeat"
-_BEAT_SECONDS = 10.0
-_DEAD_SECONDS = 45.0  # a process that has not refreshed its runs for so long has died
 _POLL_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
 
 
-class SignsOfLife(Protocol):
-    """Which RUNNING runs have a living process behind them."""
+class Session:
+    """The runs that one job or sweep has opened and is to end.
 
-    def exclusive(self) -> AbstractContextManager[Any]:
-        """Keeps other jobs from claiming, where that can be done."""
+    A context: runs that an exception leaves open are FAILED, or KILLED where the process was told to end; those open
+    at the block's own end stay its owner's business (`end`).
+    """
 
-    def hold(self, run_id: str) -> None:
-        """From now on, until `drop` or the end of this process, the run is alive."""
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.opened: list[str] = []
+        """Ids of its runs, oldest first."""
+        self._unreadable: set[str] = set()
 
-    def drop(self, run_id: str) -> None:
-        """The run has ended."""
+    def __enter__(self) -> Self:
+        return self
 
-    def is_alive(self, run: Run) -> bool:
-        """Whether a process holds the run."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            return
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        reason = without_secrets(f"{type(error).__name__}: {error}")
+        with uninterrupted():
+            for run_id in self.opened:
+                outbox = self.store.outbox(run_id)
+                if not outbox.has_ended:
+                    self.end(run_id, status, {"error": reason[:5000]})
+                if not outbox.try_to_deliver():
+                    outbox.give_up(reason)
 
+    def owns(self, run_id: str) -> bool:
+        """Whether this job opened the run, and so trains it."""
+        return run_id in self.opened
 
-class FileSigns:
-    """A locked file for each run, in one folder."""
+    def create(
+        self, *, name: str, tags: Mapping[str, str], params: Mapping[str, object], files: Mapping[str, str]
+    ) -> str:
+        """A new run, with where it comes from, its parameters and some text artifacts; returns its id.
 
-    def __init__(self, folder: Path, claiming: FileLock) -> None:
-        self._folder = folder
-        self._claiming = claiming
-        self._held: dict[str, FileLock] = {}
-
-    def exclusive(self) -> AbstractContextManager[Any]:
-        return self._claiming
-
-    def hold(self, run_id: str) -> None:
-        self._folder.mkdir(exist_ok=True)
-        self._held[run_id] = FileLock(self._path(run_id))
-        self._held[run_id].acquire(timeout=_POLL_SECONDS)
-
-    def drop(self, run_id: str) -> None:
-        if run_id in self._held:
-            self._path(run_id).unlink(missing_ok=True)
-            self._held.pop(run_id).release()
-
-    def is_alive(self, run: Run) -> bool:
-        path = self._path(run.info.run_id)
-        if not path.exists():
-            return False
+        Raises:
+            StoreError: it cannot be written.
+        """
+        tags = {"mlflow.source.git.commit": provenance.git_commit(), "mlflow.source.type": "LOCAL", **tags}
+        tags["creation"] = uuid4().hex
+        with self.store.signs.exclusive():
+            run_id = patiently(partial(self._create, name, tags), uri=self.store.uri)
+        self.store.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        where_from = {
+            "git_commit.txt": provenance.git_commit() + "\n",
+            "git_diff.patch": without_secrets(provenance.git_diff()),
+            "package_versions.txt": provenance.package_versions(),
+        }
+        outbox = self.store.outbox(run_id)
+        for file, content in {**where_from, **files}.items():
+            outbox.keep_text(file, content)
         try:
-            with FileLock(path, timeout=0):
-                path.unlink(missing_ok=True)
-        except Timeout:
-            return True
-        return False
+            patiently(outbox.deliver, uri=self.store.uri)
+        except Exception as error:
+            outbox.discard()
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(f"run {run_id}: its artifacts cannot be written ({reason_of(error)})") from None
+        return run_id
 
-    def _path(self, run_id: str) -> Path:
-        return self._folder / f"{run_id}.lock"
+    def _create(self, name: str, tags: Mapping[str, str]) -> str:
+        """Once, though it is tried again: an answer that was lost has left a run with the same `creation`."""
+        client, experiment = self.store.raw_client, self.store.experiment_id
+        with uninterrupted():
+            found = client.search_runs([experiment], f"tags.creation = '{tags['creation']}'")
+            run = found[0] if found else client.create_run(experiment, tags=dict(tags), run_name=name)
+            run_id: str = run.info.run_id
+            if not re.fullmatch(r"[\w-]+", run_id):  # it becomes the name of a folder
+                raise StoreError(f"{self.store.public_uri}: run id {run_id!r}: must be of letters, digits, - and _")
+            self._hold(run_id)
+        return run_id
 
+    def _hold(self, run_id: str) -> None:
+        self.opened.append(run_id)
+        self.store.signs.hold(run_id)
 
-class Heartbeats:
-    """A tag with the time, refreshed by a thread while the process lives."""
+    def claim(self, fingerprint: str, create: Callable[[], str]) -> str:
+        """The run that a stage's result comes from.
 
-    def __init__(self, client: MlflowClient) -> None:
-        self._client = client
-        self._held: set[str] = set()
-        self._thread: threading.Thread | None = None
+        A finished one, one that a living process trains, one that can go on from its checkpoint, or a new one.
 
-    def exclusive(self) -> AbstractContextManager[Any]:
-        return nullcontext()
+        Args:
+            fingerprint: what identifies the stage.
+            create: makes a new run of this session.
+        """
+        same = f"tags.fingerprint = '{fingerprint}'"
+        store = self.store
+        store.deliver_left()
+        with store.signs.exclusive():
+            runs = list(store.runs(same))
+            running = [run for run in runs if run.status == "RUNNING"]
+            for run in (*filter(self._is_usable, runs), *filter(store.signs.is_alive, running)):
+                return run.run_id
+            for run in runs:  # none of them is alive
+                if run.status in ("RUNNING", "KILLED") and any(self.checkpoints(run.run_id).glob("*.ckpt")):
+                    self._reopen(run.run_id)
+                    return run.run_id
+            for run in running:
+                if not store.bury(run.run_id, "its process died"):  # it has ended since we looked
+                    return self.claim(fingerprint, create)
+            ended = [run.run_id for run in runs if run.status != "FINISHED"]
+            if ended:
+                log.info(f"trained anew, for these runs of it are FAILED or KILLED: {', '.join(ended)}")
+            own = create()
+        # Without a lock, another job may have created its run between our look and ours: the first one stays.
+        first = next(run.run_id for run in store.runs(same) if run.status == "RUNNING")
+        if first != own:
+            self._withdraw(own)
+        return first
 
-    def hold(self, run_id: str) -> None:
-        self._held.add(run_id)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._beat, name=_HEARTBEAT, daemon=True)
-            self._thread.start()
+    def _is_usable(self, run: RunRecord) -> bool:
+        """Whether a run has finished, as far as is known with a result that can be read."""
+        return run.status == "FINISHED" and run.run_id not in self._unreadable
 
-    def drop(self, run_id: str) -> None:
-        self._held.discard(run_id)
+    def _reopen(self, run_id: str) -> None:
+        """Let an interrupted run go on; what it has logged is not logged again."""
+        log.info(f"run {run_id} goes on where it was interrupted")
+        with uninterrupted():
+            self.store.client.update_run(run_id, status="RUNNING")
+            self._hold(run_id)
+        self.store.reopen(run_id)
 
-    def is_alive(self, run: Run) -> bool:
-        last = float(run.data.tags.get(_HEARTBEAT, run.info.start_time / 1000))
-        return time.time() - last < _DEAD_SECONDS
+    def _withdraw(self, run_id: str) -> None:
+        """Take a new run back, of which nothing has come."""
+        with uninterrupted():
+            self.store.client.delete_run(run_id)
+            self.store.signs.drop(run_id)
+            self.opened.remove(run_id)
 
-    def _beat(self) -> None:
-        while True:
-            time.sleep(_BEAT_SECONDS)
-            for run_id in tuple(self._held):
-                try:
-                    self._client.set_tag(run_id, _HEARTBEAT, time.time())
-                except MlflowException as error:  # the server may come back
-                    log.debug(f"run {run_id}: no heartbeat ({error})")
+    def checkpoints(self, run_id: str) -> Path:
+        """The folder for what a run needs to go on after an interruption."""
+        return self.store.folder / "checkpoints" / run_id
 
+    def wait(self, run_id: str) -> RunRecord | None:
+        """Wait until another job's run ends; None if it has not finished. Says once what is waited for.
 
-def claim(store: "Store", opened: list[str], fingerprint: str, create: Callable[[], str]) -> str:
-    """The run that a stage's result comes from.
+        Raises:
+            SharedStageError: the run failed.
+        """
+        said = False
+        while (run := self.store.run(run_id)).status == "RUNNING" and self.store.signs.is_alive(run):
+            if not said:
+                log.info(f"Waiting for {run.name}: another job trains it (run {run_id})")
+                said = True
+            time.sleep(_POLL_SECONDS)
+        run = self.store.run(run_id)  # it may have ended between the two looks
+        if run.status == "FAILED":
+            reason = run.tags.get("error", "no reason is known")
+            raise SharedStageError(f"{run.name} failed in another job (run {run_id}): {reason}")
+        return run if run.status == "FINISHED" else None
 
-    A finished one, one that a living process trains, one that can go on from its checkpoint, or a new one.
+    def result(self, run_id: str) -> Result | None:
+        """What a finished run keeps; None, and a line that says why, if it cannot be read: then `claim` anew."""
+        try:
+            return self.store.result(run_id)
+        except Unreadable as error:
+            self._unreadable.add(run_id)
+            log.warning(f"{error}: it is trained again")
+            return None
 
-    Args:
-        store: where the runs are.
-        opened: the runs of this job; a new run is among them, or one that goes on.
-        fingerprint: what identifies the stage.
-        create: makes a new run in `opened`.
-    """
-    same = f"tags.fingerprint = '{fingerprint}'"
-    store.deliver_left()
-    with store.signs.exclusive():
-        runs = store.runs(same)
-        running = [run for run in runs if run.info.status == "RUNNING"]
-        for run in (*filter(store.is_usable, runs), *filter(store.signs.is_alive, running)):
-            return str(run.info.run_id)
-        for run in runs:  # none of them is alive
-            if run.info.status in ("RUNNING", "KILLED") and store.has_checkpoint(run.info.run_id):
-                store.reopen(opened, run.info.run_id)
-                return str(run.info.run_id)
-        for run in running:
-            if not store.close(run.info.run_id, "KILLED", "its process died"):  # it has ended since we looked
-                return claim(store, opened, fingerprint, create)
-        ended = [run.info.run_id for run in runs if run.info.status != "FINISHED"]
-        if ended:
-            log.info(f"trained anew, for these runs of it are FAILED or KILLED: {', '.join(ended)}")
-        own = create()
-    # Without a lock, another job may have created its run between our look and ours: the first one stays.
-    first = next(run.info.run_id for run in store.runs(same) if run.info.status == "RUNNING")
-    if first != own:
-        store.withdraw(opened, own)
-    return str(first)
+    def finish(
+        self,
+        run_id: str,
+        result: Result,
+        *,
+        metrics: Mapping[str, float],
+        files: Mapping[str, str],
+        description: str = "",
+    ) -> None:
+        """Write what a stage ends with, then mark its run FINISHED; kept on disk where the store does not take it.
 
+        Args:
+            run_id: the stage's run.
+            result: weights and hits.
+            metrics: final values.
+            files: texts by name.
+            description: Markdown, for the run's page.
 
-def wait_for(store: "Store", run_id: str) -> bool:
-    """Wait until another job's run ends; whether it has finished. Says once what is waited for.
+        Raises:
+            StoreError: it cannot be kept on disk either.
+        """
+        outbox = self.store.outbox(run_id)
+        outbox.keep(results.FILE, result.save)
+        for name, content in files.items():
+            outbox.keep_text(name, content)
+        outbox.log(metrics, step=0)
+        self.end(run_id, "FINISHED", {DESCRIPTION: description} if description else {})
 
-    Raises:
-        SharedStageError: the run failed.
-    """
-    said = False
-    while (run := store.client.get_run(run_id)).info.status == "RUNNING" and store.signs.is_alive(run):
-        if not said:
-            log.info(f"Waiting for {run.info.run_name}: another job trains it (run {run_id})")
-            said = True
-        time.sleep(_POLL_SECONDS)
-    run = store.client.get_run(run_id)  # it may have ended between the two looks
-    if run.info.status == "FAILED":
-        reason = run.data.tags.get("error", "no reason is known")
-        raise SharedStageError(f"{run.info.run_name} failed in another job (run {run_id}): {reason}")
-    return bool(run.info.status == "FINISHED")
+    def end(self, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
+        """Mark a run as ended, when all that was logged to it has arrived."""
+        outbox = self.store.outbox(run_id)
+        outbox.end(status, tags or {})
+        if outbox.try_to_deliver():
+            self.store.signs.drop(run_id)

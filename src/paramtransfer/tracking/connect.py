@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -25,8 +25,6 @@ PATIENCE_SECONDS = 60.0
 _CONNECT_SECONDS = 10
 _SAY_AFTER_SECONDS = 5.0
 _AGAIN_SECONDS = 1.0
-# MLflow's own retries would hold a call for minutes; ours say that they wait.
-_HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 _T = TypeVar("_T")
 
@@ -34,15 +32,8 @@ log = logging.getLogger(__name__)
 
 
 def store_uri(folder: Path) -> str:
-    """The address of the store. A password in it moves to where MLflow reads it and no message can show it."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
-    parts = urlsplit(uri)
-    if parts.scheme in ("http", "https") and parts.username and parts.password:
-        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
-        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
-        uri = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-        os.environ["MLFLOW_TRACKING_URI"] = uri
-    return uri
+    """The address of the store: `MLFLOW_TRACKING_URI`, or a SQLite file in a folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
 
 
 def without_secrets(text: str) -> str:
@@ -73,12 +64,6 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     Raises:
         StoreError: the store cannot be reached or written.
     """
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of each error, raised as well
-    logging.raiseExceptions = False  # a log file on a full disk is no reason for tracebacks
-    for name, value in _HTTP_LIMITS.items():
-        os.environ.setdefault(name, value)
     try:
         if uri.startswith("sqlite:///"):
             return _open_sqlite(uri, experiment)

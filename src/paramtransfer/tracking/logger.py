@@ -1,7 +1,5 @@
 """A Lightning logger that writes to one MLflow run in batches: a call costs microseconds, not a round trip."""
 
-from typing import Any
-
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from lightning_utilities.core.rank_zero import rank_zero_only
 from mlflow import MlflowClient
@@ -31,7 +29,7 @@ class BufferedLogger(Logger):
     def version(self) -> str:
         return self._outbox.run_id
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
         """Parameters are written when the run is created."""
 
     @rank_zero_only

@@ -86,6 +86,14 @@ class Outbox:
         with self._sending:
             self._write(f"artifacts/{name}", write)
 
+    def keep_text(self, name: str, content: str | bytes) -> None:
+        """A file among the run's artifacts, from its content.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        self.keep(name, lambda path: path.write_bytes(content if isinstance(content, bytes) else content.encode()))
+
     def end(self, status: str, tags: Mapping[str, str]) -> None:
         """How the run ends, and tags that say why."""
         with self._sending:

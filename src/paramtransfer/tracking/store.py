@@ -1,34 +1,33 @@
-"""The MLflow store: runs are found by fingerprint, created, and closed whatever happens."""
+"""One MLflow experiment in one tracking store: runs are read, and what is written to them arrives once and in order."""
 
-import json
 import logging
 import os
-import re
-import signal
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 from uuid import uuid4
 
-import torch
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Param, Run, RunTag
+from mlflow.entities import RunTag
+from mlflow.exceptions import MlflowException
 
-from paramtransfer.errors import StoreError, Undelivered
-from paramtransfer.tracking import connect, provenance
-from paramtransfer.tracking.claims import FileSigns, Heartbeats, SignsOfLife
-from paramtransfer.tracking.connect import PatientClient, patiently, public, reason_of, without_secrets
+from paramtransfer.errors import StoreError, Undelivered, Unreadable
+from paramtransfer.tracking import connect, results
+from paramtransfer.tracking.connect import PatientClient, patiently, public, reason_of
 from paramtransfer.tracking.logger import BufferedLogger
 from paramtransfer.tracking.outbox import Outbox
+from paramtransfer.tracking.results import Result
+from paramtransfer.tracking.runs import RunRecord
+from paramtransfer.tracking.signs import FileSigns, Heartbeats, SignsOfLife
 
-_RESULT = "result.pt"
-_DESCRIPTION = "mlflow.note.content"
+DESCRIPTION = "mlflow.note.content"
+"""The tag that MLflow's UI shows as a run's description."""
+_PAGE = 1000  # MLflow hands out at most so many runs in one answer
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +41,18 @@ def open_store(folder: Path) -> "Store":
 class Store:
     """One MLflow experiment in one tracking store.
 
+    Its calls wait up to a minute where the store is away, and then raise a `StoreError`.
+
     Args:
         folder: where the default store lies, if `MLFLOW_TRACKING_URI` names no other, and where what the store does
             not take is kept, under `undelivered/`.
 
     Attributes:
         folder: the absolute one.
-        client: MLflow's; its calls wait up to a minute where the store is away, and then raise a `StoreError`.
+        uri: the store's address, without a password.
+        signs: which runs have a living process behind them.
+        client: MLflow's own, for this package alone.
+        raw_client: the same without patience.
 
     Raises:
         StoreError: the store cannot be reached or written.
@@ -57,19 +61,17 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.uri = connect.store_uri(folder)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "paramtransfer")
-        self._raw_client, self.experiment_id = connect.connect(self.uri, name)
-        self.client = cast(MlflowClient, PatientClient(self._raw_client, self.uri))
+        self.raw_client, self.experiment_id = connect.connect(self.uri, name)
+        self.client = cast(MlflowClient, PatientClient(self.raw_client, self.uri))
         self.folder = folder.absolute()
-        self._undelivered = folder.absolute() / "undelivered"
-        self._checkpoints = folder.absolute() / "checkpoints"
+        self._undelivered = self.folder / "undelivered"
         self._outboxes: dict[str, Outbox] = {}
-        self._unreadable: set[str] = set()
         self.signs: SignsOfLife
         if self.is_file:
             path = Path(self.uri.removeprefix("sqlite:///"))
             self.signs = FileSigns(path.parent / "locks", FileLock(f"{path}.lock"))
         else:
-            self.signs = Heartbeats(self._raw_client)
+            self.signs = Heartbeats(self.raw_client)
 
     @property
     def is_file(self) -> bool:
@@ -81,121 +83,47 @@ class Store:
         """The URI without password and query."""
         return public(self.uri)
 
-    def runs(self, condition: str) -> list[Run]:
-        """The runs that meet a condition in MLflow's search language, oldest first."""
-        return list(self.client.search_runs([self.experiment_id], condition, order_by=["attributes.start_time ASC"]))
-
-    def is_usable(self, run: Run) -> bool:
-        """Whether a run has finished, as far as is known with a result that can be read."""
-        return run.info.status == "FINISHED" and run.info.run_id not in self._unreadable
-
-    def load(self, run_id: str) -> tuple[Run, dict[str, Any]] | None:
-        """A finished run and its result; None, and a line that says why, if the result cannot be read."""
-        try:
-            return self.client.get_run(run_id), self._load(run_id)
-        except StoreError:
-            raise
-        except Exception as error:  # whatever is wrong with the file, the answer is to train again
-            self._unreadable.add(run_id)
-            log.warning(f"the weights of run {run_id} cannot be read ({reason_of(error)}): it is trained again")
-            return None
-
-    def state(self, run_id: str) -> dict[str, torch.Tensor]:
-        """The weights that a run keeps.
+    def run(self, run_id: str) -> RunRecord:
+        """One run.
 
         Raises:
-            StoreError: there is no such run, or it keeps none.
+            LookupError: there is none of that id.
         """
         try:
-            state: dict[str, torch.Tensor] = self._load(run_id)["state"]
-        except Exception as error:
-            raise StoreError(f"run {run_id}: its weights cannot be read ({reason_of(error)})") from error
-        return state
+            return RunRecord.of(self.client.get_run(run_id))
+        except MlflowException as error:
+            raise LookupError(f"{self.public_uri}: has no run {run_id}") from error
 
-    def _load(self, run_id: str) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as folder:
-            path = self.client.download_artifacts(run_id, _RESULT, folder)
-            result: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return result
+    def runs(self, condition: str, *, newest_first: bool = False, at_most: int | None = None) -> Iterator[RunRecord]:
+        """The runs that meet a condition in MLflow's search language, oldest first unless said."""
+        order, token = f"attributes.start_time {'DESC' if newest_first else 'ASC'}", None
+        left = sys.maxsize if at_most is None else at_most
+        while left > 0:
+            page = self.client.search_runs(
+                [self.experiment_id], condition, max_results=min(left, _PAGE), order_by=[order], page_token=token
+            )
+            yield from map(RunRecord.of, page)
+            left, token = left - len(page), page.token
+            if not token:
+                return
 
-    def create(
-        self,
-        opened: list[str],
-        *,
-        name: str,
-        tags: Mapping[str, str],
-        params: Mapping[str, Any],
-        files: Mapping[str, str],
-    ) -> str:
-        """A new run, with where it comes from, its parameters and some text artifacts; returns its id.
+    def history(self, run_id: str, metric: str) -> dict[int, float]:
+        """A metric's curve: values by step."""
+        return {point.step: point.value for point in self.client.get_metric_history(run_id, metric)}
 
-        The id joins `opened` as soon as the run exists, so that `closing` finds it whatever happens then.
+    def result(self, run_id: str) -> Result:
+        """What a run keeps of its stage.
+
+        Raises:
+            Unreadable: there is no such run, or its weights cannot be read.
         """
-        tags = {"mlflow.source.git.commit": provenance.git_commit(), "mlflow.source.type": "LOCAL", **tags}
-        tags["creation"] = uuid4().hex
-        with self.signs.exclusive():
-            run_id = patiently(partial(self._create_run, opened, name, tags), uri=self.uri)
-        self.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
-        provenance_files = {
-            "git_commit.txt": provenance.git_commit() + "\n",
-            "git_diff.patch": without_secrets(provenance.git_diff()),
-            "package_versions.txt": provenance.package_versions(),
-        }
-        for file, content in {**provenance_files, **files}.items():
-            self._outbox(run_id).keep(file, partial(_write, content=content))
         try:
-            patiently(self._outbox(run_id).deliver, uri=self.uri)
-        except Exception as error:
-            self._outbox(run_id).discard()
-            if isinstance(error, StoreError):
-                raise
-            raise StoreError(f"run {run_id}: its artifacts cannot be written ({reason_of(error)})") from None
-        return run_id
-
-    def _create_run(self, opened: list[str], name: str, tags: Mapping[str, str]) -> str:
-        """Once, though it is tried again: an answer that was lost has left a run with the same `creation`."""
-        with _uninterrupted():
-            found = self._raw_client.search_runs([self.experiment_id], f"tags.creation = '{tags['creation']}'")
-            run = found[0] if found else self._raw_client.create_run(self.experiment_id, tags=dict(tags), run_name=name)
-            run_id: str = run.info.run_id
-            if not re.fullmatch(r"[\w-]+", run_id):  # it becomes the name of a folder
-                raise StoreError(f"{public(self.uri)}: run id {run_id!r}: must be made of letters, digits, - and _")
-            opened.append(run_id)
-            self.signs.hold(run_id)
-        return run_id
-
-    def checkpoints(self, run_id: str) -> Path:
-        """The folder for what a run needs to go on after an interruption."""
-        return self._checkpoints / run_id
-
-    def has_checkpoint(self, run_id: str) -> bool:
-        """Whether a run can go on."""
-        return any(self.checkpoints(run_id).glob("*.ckpt"))
-
-    def reopen(self, opened: list[str], run_id: str) -> None:
-        """Let an interrupted run go on, in `opened`; what it has logged is not logged again."""
-        log.info(f"run {run_id} goes on where it was interrupted")
-        with _uninterrupted():
-            self.client.update_run(run_id, status="RUNNING")
-            opened.append(run_id)
-            self.signs.hold(run_id)
-        self._outboxes.pop(run_id, None)
-        histories = [self.client.get_metric_history(run_id, key) for key in self.client.get_run(run_id).data.metrics]
-        self._outbox(run_id).last_steps = {points[0].key: max(point.step for point in points) for points in histories}
-
-    def withdraw(self, opened: list[str], run_id: str) -> None:
-        """Take a new run back, of which nothing has come."""
-        with _uninterrupted():
-            self.client.delete_run(run_id)
-            self.signs.drop(run_id)
-            opened.remove(run_id)
-
-    def write_files(self, run_id: str, files: Mapping[str, str | bytes], folder: str | None = None) -> None:
-        """Artifacts from their contents."""
-        outbox = self._outbox(run_id)
-        for name, content in files.items():
-            outbox.keep(_join(folder, name), partial(_write, content=content))
-        outbox.try_to_deliver()
+            with tempfile.TemporaryDirectory() as folder:
+                return Result.load(self.client.download_artifacts(run_id, results.FILE, folder))
+        except StoreError:
+            raise
+        except Exception as error:  # whatever is wrong with the file
+            raise Unreadable(f"run {run_id}: its weights cannot be read ({reason_of(error)})") from error
 
     def read_files(
         self, run_id: str, folder: str | None = None, suffix: str | tuple[str, ...] = ""
@@ -209,63 +137,41 @@ class Store:
                 for name in names
             }
 
-    def describe(self, run_id: str, text: str) -> None:
-        """Set the description, Markdown, that MLflow's UI shows on the page of a run."""
-        self.tag(run_id, {_DESCRIPTION: text})
+    def write_files(self, run_id: str, files: Mapping[str, str | bytes], folder: str | None = None) -> None:
+        """Artifacts from their contents."""
+        outbox = self.outbox(run_id)
+        for name, content in files.items():
+            outbox.keep_text(_join(folder, name), content)
+        outbox.try_to_deliver()
 
-    def link(self, text: str, run_id: str) -> str:
-        """A Markdown link from one run's description to another run, whatever address the UI is served at."""
-        return f"[{text}](#/experiments/{self.experiment_id}/runs/{run_id})"
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Final values, not curves."""
+        outbox = self.outbox(run_id)
+        outbox.log(metrics, step=0)
+        outbox.try_to_deliver()
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags on a run."""
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
+    def describe(self, run_id: str, text: str) -> None:
+        """Set the description, Markdown, that MLflow's UI shows on the page of a run."""
+        self.tag(run_id, {DESCRIPTION: text})
+
+    def link(self, text: str, run_id: str) -> str:
+        """A Markdown link from one run's description to another run, whatever address the UI is served at."""
+        return f"[{text}](#/experiments/{self.experiment_id}/runs/{run_id})"
+
     def logger(self, run_id: str) -> BufferedLogger:
         """A Lightning logger for one run."""
-        return BufferedLogger(self.client, self._outbox(run_id))
+        return BufferedLogger(self.client, self.outbox(run_id))
 
-    def finish(
-        self,
-        run_id: str,
-        *,
-        metrics: Mapping[str, float],
-        result: dict[str, Any],
-        files: Mapping[str, str],
-        description: str = "",
-    ) -> None:
-        """Write what a stage ends with, then mark its run FINISHED; kept on disk where the store does not take it.
-
-        Args:
-            run_id: the stage's run.
-            metrics: final values.
-            result: weights and hits.
-            files: texts by name.
-            description: Markdown, for the run's page.
-
-        Raises:
-            StoreError: it cannot be kept on disk either.
-        """
-        outbox = self._outbox(run_id)
-        outbox.keep(_RESULT, partial(torch.save, result))
-        for name, content in files.items():
-            outbox.keep(name, partial(_write, content=content))
-        outbox.log(metrics, step=0)
-        self.end(run_id, "FINISHED", {_DESCRIPTION: description} if description else None)
-
-    def end(self, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
-        """Mark a run as ended, when all that was logged to it has arrived."""
-        outbox = self._outbox(run_id)
-        outbox.end(status, tags or {})
-        if outbox.try_to_deliver():
-            self.signs.drop(run_id)
-
-    def close(self, run_id: str, status: str, reason: str) -> bool:
-        """End a run whose process has died; False if it had ended before that."""
-        is_open = bool(self.client.get_run(run_id).info.status == "RUNNING")
+    def bury(self, run_id: str, reason: str) -> bool:
+        """End a run whose process has died as KILLED; False if it had ended before that."""
+        is_open = self.run(run_id).status == "RUNNING"
         if is_open:
             self.tag(run_id, {"error": reason[:5000]})
-            self.client.set_terminated(run_id, status)
+            self.client.set_terminated(run_id, "KILLED")
         self.signs.drop(run_id)
         return is_open
 
@@ -288,7 +194,7 @@ class Store:
                 outbox.give_up(reasons[run_id])
         if reasons:
             raise Undelivered(
-                f"{public(self.uri)} does not take the results of {len(reasons)} runs ({next(iter(reasons.values()))}):"
+                f"{self.public_uri} does not take the results of {len(reasons)} runs ({next(iter(reasons.values()))}):"
                 f" they are kept in {self._undelivered}, and the same command, started again, delivers them"
             )
 
@@ -296,7 +202,7 @@ class Store:
         """Deliver what processes that are gone have left."""
         own = {outbox.folder for outbox in self._outboxes.values()}
         for folder in sorted(set(self._undelivered.glob("*.*")) - own):
-            left = Outbox(self._raw_client, self.uri, folder.name.partition(".")[0], folder)
+            left = Outbox(self.raw_client, self.uri, folder.name.partition(".")[0], folder)
             if left.load():
                 try:
                     left.deliver()
@@ -305,38 +211,18 @@ class Store:
                 else:
                     log.info(f"delivered what was left of run {left.run_id}")
 
-    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Final values, not curves."""
-        outbox = self._outbox(run_id)
-        outbox.log(metrics, step=0)
-        outbox.try_to_deliver()
+    def reopen(self, run_id: str) -> None:
+        """From now on, what a run that goes on has logged is not logged again."""
+        self._outboxes.pop(run_id, None)
+        curves = {metric: self.history(run_id, metric) for metric in self.run(run_id).metrics}
+        self.outbox(run_id).last_steps = {metric: max(curve) for metric, curve in curves.items()}
 
-    @contextmanager
-    def closing(self) -> Iterator[list[str]]:
-        """Runs opened in the block do not stay RUNNING if an exception ends it: they are FAILED, or KILLED if told."""
-        run_ids: list[str] = []
-        try:
-            yield run_ids
-        except BaseException as error:
-            status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            reason = without_secrets(f"{type(error).__name__}: {error}")
-            with _uninterrupted():
-                for run_id in run_ids:
-                    if not self._outbox(run_id).has_ended:
-                        self.end(run_id, status, {"error": reason[:5000]})
-                    if not self._outbox(run_id).try_to_deliver():
-                        self._outbox(run_id).give_up(reason)
-            raise
-
-    def _outbox(self, run_id: str) -> Outbox:
+    def outbox(self, run_id: str) -> Outbox:
+        """A run's way to the store; one for each run and process."""
         if run_id not in self._outboxes:
             folder = self._undelivered / f"{run_id}.{uuid4().hex[:8]}"  # other processes may log to the run, too
-            self._outboxes[run_id] = Outbox(self._raw_client, self.uri, run_id, folder)
+            self._outboxes[run_id] = Outbox(self.raw_client, self.uri, run_id, folder)
         return self._outboxes[run_id]
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def _join(folder: str | None, name: str) -> str:
@@ -347,26 +233,3 @@ def _is_in(folder: str | None, path: str) -> bool:
     """Whether an artifact's path, which is the store's word, is a plain name in a folder."""
     name = Path(path).name
     return path == _join(folder, name) and name != ".."
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM that arrive in the block wait for its end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, _: arrived.append(number)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-        if arrived:
-            signal.raise_signal(arrived[0])
-
-
-def as_json(content: Any) -> str:
-    """Readable JSON."""
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

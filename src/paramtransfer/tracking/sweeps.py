@@ -5,18 +5,16 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 from paramtransfer.errors import StoreError
 from paramtransfer.stage import Stage
-from paramtransfer.tracking.store import Store, as_json
+from paramtransfer.tracking.claims import Session
+from paramtransfer.tracking.runs import RunRecord
+from paramtransfer.tracking.store import Store
 
 _JOBS = "jobs"
 _HOST = "host"
@@ -34,9 +32,9 @@ class JobRecord:
     """One job of a sweep, as it is kept in the sweep's run."""
 
     num: int
-    overrides: dict[str, Any]
+    overrides: Mapping[str, object]
     """The keys that the sweep sets, with their resolved values."""
-    runs: dict[Stage, str] = field(default_factory=dict)
+    runs: Mapping[Stage, str] = field(default_factory=dict)
     """Run ids by stage; empty unless the job has succeeded."""
     error: str | None = None
     """Why the job failed, in one sentence."""
@@ -48,52 +46,44 @@ class JobRecord:
 
 
 def start_sweep(
-    store: Store,
-    opened: list[str],
-    *,
-    name: str,
-    tags: Mapping[str, str],
-    config: str,
-    jobs: Sequence[dict[str, Any]],
+    session: Session, *, name: str, tags: Mapping[str, str], config: str, jobs: Sequence[Mapping[str, object]]
 ) -> str:
-    """A new run for a sweep, in `opened`; its id is the sweep's.
+    """A new run for a sweep; its id is the sweep's.
 
     Args:
-        store: where it is kept.
-        opened: runs that the caller closes.
+        session: opens it.
         name: what the run is called.
         tags: `command`, `question` and, where it is one of the shipped or the user's, `experiment`.
         config: the configuration that the sweep starts from, as YAML.
         jobs: what each job sets, as far as it is known beforehand.
     """
     tags = {"stage": "sweep", _HOST: socket.gethostname(), **tags}
-    sweep_id = store.create(opened, name=name, tags=tags, params={}, files={"config.yaml": config})
-    _write_records(store, sweep_id, [JobRecord(num=num, overrides=overrides) for num, overrides in enumerate(jobs)])
+    sweep_id = session.create(name=name, tags=tags, params={}, files={"config.yaml": config})
+    records = [JobRecord(num=num, overrides=overrides) for num, overrides in enumerate(jobs)]
+    _write_records(session.store, sweep_id, records)
     return sweep_id
 
 
-def find_sweep(store: Store, name: str) -> Run:
+def find_sweep(store: Store, name: str) -> RunRecord:
     """The run of the sweep with that id, or of the newest sweep of the experiment with that name.
 
     Raises:
         LookupError: there is none; one sentence that names the newest sweeps.
     """
-    with suppress(MlflowException):  # it need not be an id
-        run = store.client.get_run(name)
-        if run.data.tags.get("stage") == "sweep":
+    with suppress(LookupError):  # it need not be an id
+        run = store.run(name)
+        if run.tags.get("stage") == "sweep":
             return run
-    sweeps = store.client.search_runs(
-        [store.experiment_id], "tags.stage = 'sweep'", order_by=["attributes.start_time DESC"]
-    )
+    sweeps = list(store.runs("tags.stage = 'sweep'", newest_first=True))
     for run in sweeps:
-        if name in (run.data.tags.get("experiment"), run.info.run_name):
+        if name in (run.tags.get("experiment"), run.name):
             return run
-    newest = [f"{run.info.run_id} ({run.info.run_name})" for run in sweeps[:_SHOWN]]
+    newest = [f"{run.run_id} ({run.name})" for run in sweeps[:_SHOWN]]
     among = f"the newest are {', '.join(newest)}" if newest else "there are no sweeps"
     raise LookupError(f"{name}: must be the id of a sweep or the name of an experiment that was swept; {among}")
 
 
-def runs_of(store: Store, sweep_id: str) -> list[Run]:
+def runs_of(store: Store, sweep_id: str) -> Iterator[RunRecord]:
     """The runs that the sweep's jobs use, trained or reused, whatever their state."""
     return store.runs(f"tags.`sweep.{sweep_id}` LIKE '%'")
 
@@ -103,28 +93,28 @@ def tags_of(sweep_id: str, num: int) -> dict[str, str]:
     return {f"sweep.{sweep_id}": str(num)}
 
 
-def sweep_of_job(store: Store, sweep_id: str) -> Run:
+def sweep_of_job(store: Store, sweep_id: str) -> RunRecord:
     """The run of the sweep that a job belongs to.
 
     Raises:
         StoreError: the job's store is not the sweep's.
     """
     try:
-        return store.client.get_run(sweep_id)
-    except MlflowException:
+        return store.run(sweep_id)
+    except LookupError:
         raise StoreError(
             f"MLFLOW_TRACKING_URI={store.public_uri}: has no sweep {sweep_id}; a job's store must be the one of the "
             f"process that started the sweep (does its environment reach {socket.gethostname()}?)"
         ) from None
 
 
-def check_host(store: Store, sweep: Run) -> None:
+def check_host(store: Store, sweep: RunRecord) -> None:
     """A SQLite file is not shared by machines: their locks on it cannot be relied on.
 
     Raises:
         StoreError: this job runs on another machine than the process that started the sweep.
     """
-    host, started_on = socket.gethostname(), sweep.data.tags[_HOST]
+    host, started_on = socket.gethostname(), sweep.tags[_HOST]
     if store.is_file and host != started_on:
         raise StoreError(
             f"MLFLOW_TRACKING_URI={store.public_uri}: a SQLite store serves one machine, and this job of a sweep that "
@@ -139,7 +129,7 @@ def record_job(store: Store, sweep_id: str, record: JobRecord) -> None:
 
 
 def _write_records(store: Store, sweep_id: str, records: Sequence[JobRecord]) -> None:
-    files = {f"{record.num:06d}.json": as_json(asdict(record)) for record in records}
+    files = {f"{record.num:06d}.json": _as_json(asdict(record)) for record in records}
     if files:
         store.write_files(sweep_id, files, folder=_JOBS)
 
@@ -195,8 +185,8 @@ def bury_jobs(store: Store, sweep_id: str, *, interrupted: bool) -> list[JobReco
             reason = "had not ended when the sweep did"
         else:
             reason = "interrupted" if interrupted else "died: killed, out of memory, or its node failed"
-            store.close(run.info.run_id, "KILLED", reason)
-        reasons[run.data.tags[f"sweep.{sweep_id}"]] = reason
+            store.bury(run.run_id, reason)
+        reasons[run.tags[f"sweep.{sweep_id}"]] = reason
     absent = NOT_STARTED if interrupted else "never started, or died before it created a run"
     return [
         record if record.has_ended else replace(record, error=reasons.get(str(record.num), absent))
@@ -204,7 +194,7 @@ def bury_jobs(store: Store, sweep_id: str, *, interrupted: bool) -> list[JobReco
     ]
 
 
-def _running(store: Store, sweep_id: str) -> list[Run]:
+def _running(store: Store, sweep_id: str) -> Iterator[RunRecord]:
     return store.runs(f"attributes.status = 'RUNNING' AND tags.`sweep.{sweep_id}` LIKE '%'")
 
 
@@ -213,12 +203,16 @@ def read_config(store: Store, sweep_id: str) -> str:
     return store.read_files(sweep_id, suffix="config.yaml")["config.yaml"].decode()
 
 
-def write_jobs(store: Store, sweep_id: str, records: list[JobRecord]) -> None:
+def write_jobs(store: Store, sweep_id: str, records: Sequence[JobRecord]) -> None:
     """Keep all jobs in one file of the sweep's run."""
-    store.write_files(sweep_id, {"jobs.json": as_json([asdict(record) for record in records])})
+    store.write_files(sweep_id, {"jobs.json": _as_json([asdict(record) for record in records])})
 
 
-def end_sweep(store: Store, sweep_id: str, records: list[JobRecord], *, interrupted: bool) -> None:
+def end_sweep(session: Session, sweep_id: str, records: Sequence[JobRecord], *, interrupted: bool) -> None:
     """Close the sweep's run: KILLED if interrupted, FAILED if a job failed or none ended."""
     complete = bool(records) and all(record.error is None for record in records)
-    store.end(sweep_id, "KILLED" if interrupted else "FINISHED" if complete else "FAILED")
+    session.end(sweep_id, "KILLED" if interrupted else "FINISHED" if complete else "FAILED")
+
+
+def _as_json(content: object) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

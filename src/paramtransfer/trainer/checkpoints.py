@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -15,6 +15,8 @@ from paramtransfer.errors import first_line
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # a cluster's warning; submitit's own
 _KEPT = 2  # the last one, and the one before should that be damaged
+
+Handler = Callable[[int, FrameType | None], object] | int | None
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class Checkpoints(Callback):
         self._before = before
         self._last = 0.0
         self._arrived: int | None = None
-        self._handlers: dict[int, Any] = {}
+        self._handlers: dict[int, Handler] = {}
 
     def latest(self) -> Path | None:
         """The newest checkpoint that can be read."""
@@ -67,10 +69,10 @@ class Checkpoints(Callback):
             if callable(handler):  # nobody's own idea of a signal is changed
                 self._handlers[number] = signal.signal(number, self._note)
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _note(self, number: int, frame: object) -> None:
         self._arrived = number
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         if not trainer.is_last_batch:  # after the last one comes a validation that belongs to it
             self._save_if_due(trainer)
 

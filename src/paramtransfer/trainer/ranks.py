@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -72,6 +72,7 @@ class Ranks:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._folder: Path | None = None
         self._config = ""
+        self._follower: Sequence[str] = ()
 
     @property
     def num_nodes(self) -> int:
@@ -83,14 +84,17 @@ class Ranks:
         return SLURMEnvironment(auto_requeue=False) if self._by_srun else _OneNode()
 
     @contextmanager
-    def leading(self, config: str, folder: Path) -> Iterator[None]:
+    def leading(self, config: str, folder: Path, follower: Sequence[str]) -> Iterator[None]:
         """Of rank 0: the others start when there is a stage to train, and end with the block.
 
         Args:
             config: the resolved configuration, as YAML.
             folder: where the tasks of srun find what is handed over.
+            follower: the command that starts one of the others; it is given a folder, with the configuration in
+                `config.yaml`, and a rank.
         """
         self._config = config
+        self._follower = follower
         if self._by_srun:
             self._folder = folder / _step()
             self._folder.mkdir(parents=True)
@@ -119,7 +123,7 @@ class Ranks:
         assert self._folder is not None
         (self._folder / CONFIG).write_text(self._config)
         for rank in range(1, self.size):
-            command = [sys.executable, "-m", "paramtransfer.cli.follow", str(self._folder), str(rank)]
+            command = [*self._follower, str(self._folder), str(rank)]
             self._processes.append(subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}))
         self._join()
 

@@ -1,24 +1,18 @@
 """The Lightning Trainer that a stage is handed to."""
 
-import logging
 import os
-import warnings
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from paramtransfer.checks import choice, flag, number, refusal, whole
 from paramtransfer.stage import Stage
+from paramtransfer.task.stage_data import StageData
+from paramtransfer.trainer.progress import StageProgress
 from paramtransfer.trainer.ranks import Ranks, num_tasks
-
-# Lightning's own use of a function that torch 2.14 deprecates.
-warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
-# A job on one node needs no srun, also where SLURM is installed.
-warnings.filterwarnings("ignore", message="The `srun` command is available")
 
 _PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 _QUIET: dict[str, Any] = {
@@ -26,34 +20,6 @@ _QUIET: dict[str, Any] = {
     "enable_model_summary": False,
     "enable_checkpointing": False,
 }
-
-
-class StageProgress(Callback):
-    """One bar for the whole training of a stage, with the time left; testing is too short for one."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        self._bar: Tqdm | None = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        total = int(trainer.estimated_stepping_batches)
-        self._bar = Tqdm(desc=f"{self._stage:<10}", total=total, initial=trainer.global_step, dynamic_ncols=True)
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        assert self._bar is not None
-        values = {name: float(value) for name, value in trainer.progress_bar_metrics.items()}
-        self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
-        self._bar.update()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 class StageTrainer:
@@ -89,7 +55,6 @@ class StageTrainer:
         checkpoint_minutes: float,
         test_every_epoch: bool,
     ) -> None:
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         self._settings: dict[str, Any] = {
             "accelerator": "cpu" if self._on_cpu(accelerator) else "cuda",
             "precision": choice("trainer.precision", precision, _PRECISIONS),
@@ -102,6 +67,17 @@ class StageTrainer:
         self.device: str = self._settings["accelerator"]
         self.ranks = Ranks(size=self._num_devices(devices), device=self.device)
 
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on; curves on test images are not the upstream's."""
+        shared = {
+            "device": self.device,
+            "devices": self.ranks.size,
+            "precision": self._settings["precision"],
+            "channels_last": self._channels_last,
+            "compile": self._compile,
+        }
+        return shared if stage == "upstream" else {**shared, "test_every_epoch": self.test_every_epoch}
+
     def _num_devices(self, devices: int) -> int:
         number = whole("trainer.devices", devices, at_least=1)
         if number > 1 and num_tasks() not in (1, number):
@@ -112,16 +88,16 @@ class StageTrainer:
             raise refusal("trainer.devices", devices, f"at most {torch.cuda.device_count()}, the number of GPUs here")
         return number
 
-    def check(self, data: Any) -> None:
+    def check(self, data: StageData) -> None:
         """Refuse what several processes cannot train as one would.
 
         Raises:
             ValueError: names the key.
         """
         size = self.ranks.size
-        if size > 1 and not hasattr(data, "batch_size"):
+        if size > 1 and data.batch_size is None:
             raise refusal("trainer.devices", size, "1 with task=synthetic, whose steps are on all samples at once")
-        if size > 1 and data.batch_size % size:
+        if size > 1 and data.batch_size is not None and data.batch_size % size:
             raise refusal("task.batch_size", data.batch_size, f"a multiple of trainer.devices={size}")
 
     @staticmethod

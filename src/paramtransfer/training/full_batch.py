@@ -9,16 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor
+from torch.optim import Optimizer
 
 from paramtransfer.checks import flag, refusal
 from paramtransfer.dataset.signal_noise import FreshSamples, Samples
 from paramtransfer.errors import TrainingError
+from paramtransfer.metrics import LOSS_CURVE, TEST_CURVE, TRAINING_SECONDS
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN, output
 from paramtransfer.optim.optimizers import GradientDescent
+from paramtransfer.stage import Stage
 from paramtransfer.task.synthetic import FullBatch
 from paramtransfer.training.dynamics import Observer
+from paramtransfer.training.fit import StageModule
 from paramtransfer.training.solver import GramSolver, Solver
 
 MakeSolver = Callable[[TwoLayerCNN, Samples, float], Solver]
@@ -32,7 +35,7 @@ def margins(model: TwoLayerCNN, points: FreshSamples | Samples) -> Tensor:
     return points.labels_RN * (on_signal_RN + output(points.noise_preactivations(filters_RFD)))
 
 
-class FullBatchTraining(LightningModule):
+class FullBatchTraining(StageModule):
     """Trains all replicates of a two-layer CNN at once.
 
     Attributes:
@@ -41,7 +44,7 @@ class FullBatchTraining(LightningModule):
         num_batches: taken so far.
     """
 
-    hits: Tensor
+    model: TwoLayerCNN
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class FullBatchTraining(LightningModule):
         self._hits: list[Tensor] = []
         self.metrics: dict[str, float] = {}
 
-    def configure_optimizers(self) -> list[Any]:
+    def configure_optimizers(self) -> list[Optimizer]:
         """The solver takes the steps."""
         return []
 
@@ -89,9 +92,9 @@ class FullBatchTraining(LightningModule):
             )
         self._solver.write()
         accuracy = self._is_right(batch.test_points).float().mean().item()
-        self.metrics = {"time/train": self.metrics.get("time/train", 0.0) + seconds}
+        self.metrics = {TRAINING_SECONDS: self.metrics.get(TRAINING_SECONDS, 0.0) + seconds}
         self.log("loss", loss, prog_bar=True, logger=False)
-        curves = {"train/loss": loss, "test/acc_curve": accuracy}
+        curves = {LOSS_CURVE: loss, TEST_CURVE: accuracy}
         if self._observer is not None:
             curves |= self._observer.now(self._num_steps)
         if self.logger is not None:
@@ -152,6 +155,10 @@ class FullBatchDescent:
                 "task.training.dynamics", dynamics, "false unless solver=gram, which the coefficients come from"
             )
         self._settings: dict[str, Any] = {"optim": optim, "solver": solver, "dynamics": dynamics}
+
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on."""
+        return {"solver": dict(self._settings["solver"].keywords), "dynamics": self._settings["dynamics"]}
 
     def __call__(self, model: TwoLayerCNN) -> FullBatchTraining:
         return FullBatchTraining(model=model, **self._settings)

@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 from torch.nn import functional
 
 from paramtransfer.checks import number, share
 from paramtransfer.errors import TrainingError
-from paramtransfer.optim.optimizers import MinibatchOptimizer
+from paramtransfer.metrics import LOSS_CURVE, TEST_CURVE, TRAINING_SECONDS, VALIDATION_CURVE
+from paramtransfer.optim.optimizers import Configured, MinibatchOptimizer
+from paramtransfer.stage import Stage
 from paramtransfer.task.image_data import Batch
+from paramtransfer.training.fit import StageModule
 
 
-class Supervised(LightningModule):
+class Supervised(StageModule):
     """Trains a network to tell classes apart.
 
     Attributes:
@@ -31,7 +33,6 @@ class Supervised(LightningModule):
     """
 
     inherited: Collection[str] = ()
-    hits: Tensor
 
     def __init__(
         self, *, model: nn.Module, optim: MinibatchOptimizer, label_smoothing: float, mixup: float, cutmix: float
@@ -45,20 +46,20 @@ class Supervised(LightningModule):
         self._right: dict[str, list[Tensor]] = {}
         self._losses: list[Tensor] = []
         self._started = 0.0
-        self.metrics: dict[str, float] = {"time/train": 0.0}
+        self.metrics: dict[str, float] = {TRAINING_SECONDS: 0.0}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What the curves of this epoch are made from."""
         within = time.perf_counter() - self._started if self._losses else 0.0  # none: the epoch has ended
         losses = list(self._mean_over_ranks()) if self._losses else []
-        checkpoint["so_far"] = {"seconds": self.metrics["time/train"] + within, "losses": losses}
+        checkpoint["so_far"] = {"seconds": self.metrics[TRAINING_SECONDS] + within, "losses": losses}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on with it."""
-        self.metrics["time/train"] = checkpoint["so_far"]["seconds"]
+        self.metrics[TRAINING_SECONDS] = checkpoint["so_far"]["seconds"]
         self._losses = checkpoint["so_far"]["losses"]
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> Configured:
         """As the group `optim` says."""
         steps, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 1
         return self._optim.configure(self.model, inherited=self.inherited, steps=steps, epochs=epochs)
@@ -101,13 +102,13 @@ class Supervised(LightningModule):
         self._right = {}
         loss = self._mean_over_ranks().mean().item()  # waits for the device
         self._losses = []
-        self.metrics["time/train"] += time.perf_counter() - self._started
+        self.metrics[TRAINING_SECONDS] += time.perf_counter() - self._started
         if not math.isfinite(loss):
             raise TrainingError(f"training diverged: the loss is {loss} after epoch {self.current_epoch + 1}")
-        self._log("train/loss", loss)
+        self._log(LOSS_CURVE, loss)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._count(("val/acc", "test/acc_curve")[dataloader_idx], batch)
+        self._count((VALIDATION_CURVE, TEST_CURVE)[dataloader_idx], batch)
 
     def on_validation_epoch_end(self) -> None:
         for name, right in self._right.items():
@@ -158,6 +159,10 @@ class SupervisedTraining:
             "mixup": number("task.training.mixup", mixup, at_least=0),
             "cutmix": number("task.training.cutmix", cutmix, at_least=0),
         }
+
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What a stage's result depends on."""
+        return {name: value for name, value in self._settings.items() if name != "optim"}
 
     def __call__(self, model: nn.Module) -> Supervised:
         return Supervised(model=model, **self._settings)

@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from paramtransfer.checks import choice, refusal, share, whole
+from paramtransfer.stage import Stage
 from paramtransfer.transfer.apply import inherit
 from paramtransfer.transfer.blocks import plan_blocks
 from paramtransfer.transfer.plan import BATCHNORM, CHANNELS, plan_filters, plan_nothing
@@ -55,6 +56,11 @@ class Filters:
         others = [value for value in (channels, batchnorm) if value not in (CHANNELS[0], BATCHNORM[0])]
         self.label = " ".join([f"α={alpha:g}", *others])
 
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What the downstream's result depends on."""
+        names = ("alpha", "channels", "batchnorm", "freeze_epochs")
+        return {name: getattr(self, name) for name in names}
+
     def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:
         plan = plan_filters(upstream, downstream, channels=self.channels, batchnorm=self.batchnorm)
         select = Selection(alpha=self.alpha, seed=seed)
@@ -97,6 +103,10 @@ class Layers:
         self.also = list(also)
         self.label = f"blocks={','.join(map(str, self.layers))}"
         self.freeze_epochs = whole("transfer.freeze_epochs", freeze_epochs, at_least=0)
+
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """What the downstream's result depends on."""
+        return {name: getattr(self, name) for name in ("layers", "into", "also", "freeze_epochs")}
 
     def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:
         plan = plan_blocks(upstream, downstream, layers=self.layers, into=self.into, also=self.also)

@@ -1,0 +1,87 @@
+"""What a process does with one configuration: print a plan or a preview, or run the job, alone or in a sweep."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from paramtransfer.cli.compose import make_job
+from paramtransfer.cli.member import Member
+from paramtransfer.cli.process import FOLDER, STARTED
+from paramtransfer.errors import ConfigError, SharedStageError, StoreError, TrainingError, Undelivered
+from paramtransfer.experiment.preview import preview
+from paramtransfer.experiment.run import RANKS, plan, run
+from paramtransfer.experiment.train import follow
+from paramtransfer.report.terminal import print_job, print_job_line
+from paramtransfer.tracking.store import open_store
+
+_FOLLOWER = (sys.executable, "-m", "paramtransfer.cli.follow")
+
+
+class Refusal(CompactHydraException):
+    """Ends a job of a sweep with its message alone, without a traceback; the others run."""
+
+
+def run_configured(config: DictConfig) -> None:
+    """Do what the root keys say; what a user can mend ends it with one sentence."""
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        if config.plan_only is True:
+            job = make_job(config)
+            print(plan(job, lambda run_id: open_store(FOLDER).result(run_id).state))
+        elif config.dry_run is True:
+            sys.exit(0 if print_preview([config]) else 1)
+        else:
+            _run(config, Member.of(config) if in_sweep else None)
+    except (ConfigError, SharedStageError, StoreError, TrainingError) as error:
+        if in_sweep:
+            raise Refusal(str(error)) from None
+        _exit(error)
+
+
+def _exit(error: Exception) -> NoReturn:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code if isinstance(error, StoreError) else 1)
+
+
+def _run(config: DictConfig, member: Member | None) -> None:
+    try:
+        job = make_job(config)
+        if job.trainer.ranks.rank > 0:
+            follow(job, FOLDER / RANKS)
+            return
+        store = open_store(FOLDER)
+        tags = member.join(store) if member else {}
+        results = run(job, store, tags=tags, follower=_FOLLOWER)
+    except BaseException as error:
+        if member:
+            member.record_failure(open_store(FOLDER), error)
+        raise
+    if member is None:
+        report = plan(job, lambda run_id: store.result(run_id).state)
+        print_job(job, results, report, seconds=time.monotonic() - STARTED)
+        store.settle()
+        return
+    member.record(store, {stage: result.run_id for stage, result in results.items()})
+    print_job_line(member.num, member.overrides, results)
+    try:
+        store.settle()
+    except Undelivered as error:  # the job has finished; whoever closes the sweep tries again
+        print(error, file=sys.stderr)
+
+
+def print_preview(configs: Sequence[DictConfig]) -> bool:
+    """Print how much would be trained, jobs that are refused counted, too; whether none is."""
+    jobs, refused = [], []
+    for config in configs:
+        try:
+            jobs.append(make_job(config))
+        except ConfigError as error:
+            refused.append(str(error))
+    print(preview(open_store(FOLDER), jobs, refused=refused), flush=True)
+    return not refused

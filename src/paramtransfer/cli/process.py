@@ -1,0 +1,54 @@
+"""What a process of the command line sets once for itself: environment, warnings and logging, before heavy imports."""
+
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+STARTED = time.monotonic()
+"""When this process began, on the monotonic clock."""
+CONF = Path(__file__).parents[3] / "conf"
+"""The configuration that this project comes with."""
+FOLDER = Path("mlruns")
+"""Where everything that is kept lies, unless the store is elsewhere."""
+_URI = "MLFLOW_TRACKING_URI"
+# Read when MLflow is imported. Nothing is sent anywhere but to the tracking store, no bar for files of a few kB, no
+# address of every run; MLflow's own retries would hold a call for minutes, ours say that they wait.
+_MLFLOW = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+_LEVELS = {
+    "alembic": logging.WARNING,
+    "mlflow": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,  # a traceback of each error, raised as well
+    "pytorch_lightning": logging.WARNING,
+}
+
+
+def configure_process() -> None:
+    """Set what this process needs, wherever a launcher has started it; what the user has set stays."""
+    for name, value in _MLFLOW.items():
+        os.environ.setdefault(name, value)
+    _hide_password()
+    for name, level in _LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+    logging.raiseExceptions = False  # a log file on a full disk is no reason for tracebacks
+    # Lightning's own use of a function that torch 2.14 deprecates.
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    # A job on one node needs no srun, also where SLURM is installed.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
+
+
+def _hide_password() -> None:
+    """A password in the store's address moves to where MLflow reads it and no message can show it."""
+    parts = urlsplit(os.environ.get(_URI, ""))
+    if parts.scheme in ("http", "https") and parts.username and parts.password:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+        os.environ[_URI] = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -1,0 +1,57 @@
+"""The names under which runs and tables keep what was measured and what the theory says; each is spelled here alone."""
+
+from typing import Protocol
+
+ACCURACY = "test/acc"
+"""Test accuracy of a stage on its own task; in a table, of the downstream."""
+BASELINE_ACCURACY = "test/acc_without_transfer"
+"""The baseline's, as its downstream run keeps it."""
+GAIN = "test/gain"
+"""Downstream above baseline, paired over the same test points."""
+ESTIMATES = (ACCURACY, BASELINE_ACCURACY, GAIN)
+"""The final values that have a standard error beside them; see `sem_of`."""
+
+TEST_CURVE = "test/acc_curve"
+"""Test accuracy during training."""
+VALIDATION_CURVE = "val/acc"
+LOSS_CURVE = "train/loss"
+TRAINING_SECONDS = "time/train"
+"""Of training alone, without data, tests and tracking."""
+
+TRANSFER_RATIO = "theory/transfer_ratio"
+"""A/(B d), Theorem 4.2."""
+SCRATCH_RATIO = "theory/scratch_ratio"
+"""N₂‖s₂‖⁴/(σ₂⁴ d), Theorem 4.3."""
+GAMMA = "theory/gamma"
+"""Γ, Proposition 4.4."""
+HARM_PREDICTED = "theory/negative_transfer"
+"""1 where Proposition 4.4 predicts harm."""
+CONDITION_HOLDS = "theory/condition_holds"
+"""1 where all lines of Condition 4.1 hold."""
+
+
+class Values(Protocol):
+    """Values by name: metrics of a run, or a row of a table."""
+
+    def __getitem__(self, name: str, /) -> float: ...
+
+
+def sem_of(name: str) -> str:
+    """The name of a value's standard error."""
+    return f"{name}_sem"
+
+
+def dynamics(name: str) -> str:
+    """The name of a coefficient of Lemma B.2, or of what the proofs bound, during training."""
+    return f"dynamics/{name}"
+
+
+def as_text(values: Values, name: str) -> str:
+    """`0.9300 ± 0.0050`: a value with its standard error; a gain has a sign in front.
+
+    Args:
+        values: hold it and its standard error.
+        name: one of `ESTIMATES`.
+    """
+    sign = "+" if name == GAIN else ""
+    return f"{values[name]:{sign}.4f} ± {values[sem_of(name)]:.4f}"
