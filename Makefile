@@ -29,7 +29,7 @@ bench: $(STAMP)  ## benchmarks, each as a ratio to its peer measured in the same
 	@$(BIN)/python scripts/bench.py $(ARGS)
 
 soak: $(STAMP)  ## many jobs and many faults, for an hour; parts of it as ARGS="--only starts"
-	@$(BIN)/python scripts/soak.py $(ARGS)
+	@$(BIN)/python tests/soak.py $(ARGS)
 
 docs: $(STAMP)  ## docs/config.md from the comments in conf/
 	@$(BIN)/python scripts/config_reference.py

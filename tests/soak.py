@@ -1,7 +1,7 @@
 """Many jobs and many faults, for real: what is too long for `make test`.
 
-    python scripts/soak.py                      all parts
-    python scripts/soak.py --only starts slurm  some of them
+    python tests/soak.py                      all parts
+    python tests/soak.py --only starts slurm  some of them
 
 Each part works in a folder of its own, prints what it measured, and fails with what it found wrong.
 """
@@ -25,7 +25,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 REPO = Path(__file__).parents[1]
-sys.path.insert(0, str(REPO / "tests"))  # it has the cluster, and jobs in processes that have imported everything
 TINY = [
     *("replicates=2", "dataset.dim=20", "model.filters=4", "task.num_test=50", "trainer.progress=false"),
     *("task.upstream.num_samples=30", "task.upstream.steps=20"),
@@ -87,7 +86,6 @@ def slurm(folder: Path) -> str:
 
 def restarts(folder: Path) -> str:
     """A tracking server is killed 5 times in one run, each for 5 to 20 seconds: every point arrives once, in order."""
-    sys.path.insert(0, str(REPO / "tests"))
     from mlflow_server import MlflowServer
 
     server = MlflowServer(folder)
