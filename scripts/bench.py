@@ -44,11 +44,11 @@ from torch.nn.functional import softplus
 
 from paramtransfer.cli.compose import make_job
 from paramtransfer.dataset.signal_noise import Samples
-from paramtransfer.estimates import accuracy
 from paramtransfer.experiment.job import Job
 from paramtransfer.experiment.run import run
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.stage import SIDES
+from paramtransfer.statistics import accuracy
 from paramtransfer.task.synthetic import SyntheticTasks
 from paramtransfer.tracking.store import Store
 from paramtransfer.training.solver import GramSolver

@@ -210,7 +210,7 @@ EDITS = {
     "trainer/progress.py": ("x = 1", set()),
     "dataset/cifar.py": ("x = 1", set()),
     "theory.py": ("x = 1", set()),  # derived from what is stored
-    "estimates.py": ("x = 1", set()),
+    "statistics.py": ("x = 1", set()),
     "training/fit.py": ("# x", set()),
     "transfer/report.py": ("class X:\n    a: int", {"downstream"}),
     "transfer/report.py ": ("    def __str__(self): return 'x'", set()),

@@ -18,6 +18,13 @@ LOSS_CURVE = "train/loss"
 TRAINING_SECONDS = "time/train"
 """Of training alone, without data, tests and tracking."""
 
+ERROR = "test/error_tail"
+"""Test error as an integral (`task.tail_error=true`); its standard error is beside it, see `sem_of`."""
+LOG_ERROR = "test/log_error_tail"
+"""Mean over replicates of its natural logarithm; its standard error is beside it."""
+ERROR_SAMPLING = "test/error_tail_sampling"
+"""The largest relative standard error of a replicate's integral."""
+
 TRANSFER_RATIO = "theory/transfer_ratio"
 """A/(B d), Theorem 4.2."""
 SCRATCH_RATIO = "theory/scratch_ratio"

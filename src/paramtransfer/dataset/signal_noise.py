@@ -117,8 +117,8 @@ class SignalNoise:
         }
         self.noise_scale = choice("dataset.noise_scale", noise_scale, ("variance", "std"))
         self.coordinates = choice("dataset.coordinates", coordinates, ("ambient", "reduced"))
-        self._gaussian = type(self).standard_noise is SignalNoise.standard_noise
-        if coordinates == "reduced" and not self._gaussian:
+        self.is_gaussian = type(self).standard_noise is SignalNoise.standard_noise
+        if coordinates == "reduced" and not self.is_gaussian:
             allowed = f"ambient for {type(self).__name__}: reduced coordinates exist for Gaussian noise only"
             raise refusal("dataset.coordinates", coordinates, allowed)
 
@@ -181,7 +181,7 @@ class SignalNoise:
         rng = stream(f"{side} vectors", seed=seed, replicate=replicate)
         vectors_VD = coordinates.vectors(rng)
         noise_ND, initial_FD = vectors_VD[:num_samples], vectors_VD[num_samples:]
-        if not self._gaussian:
+        if not self.is_gaussian:
             noise_ND = torch.from_numpy(self.standard_noise((num_samples, coordinates.dim), rng)).float()
 
         rng = stream(f"{side} labels", seed=seed, replicate=replicate)
@@ -195,7 +195,7 @@ class SignalNoise:
 
     def test_chunk(self, replicates: int) -> int:
         """Test samples drawn at once."""
-        return 2**14 if self._gaussian else max(1, _TEST_NUMBERS // (replicates * self.dim))
+        return 2**14 if self.is_gaussian else max(1, _TEST_NUMBERS // (replicates * self.dim))
 
     def test_points(
         self, side: Side, draw: Draw, *, num_test: int, noise: float, seed: int
@@ -209,7 +209,7 @@ class SignalNoise:
         for start in range(0, num_test, chunk):
             num_points = min(chunk, num_test - start)
             labels_RN = torch.stack([_signs(rng, num_points) for rng in label_rngs])
-            if self._gaussian:
+            if self.is_gaussian:
                 with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy draws outside the interpreter's lock
                     normals = list(threads.map(partial(_normals, (num_points, num_filters)), rngs))
                 normals_RNF = torch.from_numpy(np.stack(normals))

@@ -23,7 +23,7 @@ from paramtransfer.stage import Stage
 Value = None | bool | int | float | str | Sequence["Value"]
 
 _PACKAGE = "paramtransfer"
-_DERIVED = (f"{_PACKAGE}.theory", f"{_PACKAGE}.estimates", f"{_PACKAGE}.metrics")
+_DERIVED = (f"{_PACKAGE}.theory", f"{_PACKAGE}.statistics", f"{_PACKAGE}.metrics")
 _VERSIONS = ("numpy", "torch", "torchvision", "timm", "pytorch-lightning")
 _LIBRARIES = tuple({Path(path) for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))})
 

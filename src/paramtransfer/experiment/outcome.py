@@ -7,10 +7,10 @@ Shape letters: R replicates, N test points.
 
 from torch import Tensor
 
-from paramtransfer.estimates import accuracy, paired_gain
 from paramtransfer.experiment.job import Job
 from paramtransfer.metrics import ACCURACY, BASELINE_ACCURACY, GAIN, sem_of
 from paramtransfer.stage import Stage
+from paramtransfer.statistics import accuracy, paired_gain
 
 
 def outcome(job: Job, stage: Stage, hits_RN: Tensor, baseline_hits_RN: Tensor | None) -> dict[str, float]:

@@ -10,11 +10,12 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from paramtransfer import theory
-from paramtransfer.checks import number, whole
+from paramtransfer.checks import flag, number, refusal, whole
 from paramtransfer.dataset.signal_noise import Draw, FreshSamples, Samples, SignalNoise
 from paramtransfer.model.two_layer_cnn import TwoLayerCNNs
 from paramtransfer.optim.optimizers import GradientDescent
@@ -96,6 +97,7 @@ class SyntheticTask(StageData):
         self.seed = seed
         self.replicates = replicates
         self.settings = tasks.sides[side]
+        self.tail_error = tasks.tail_error
 
     @cached_property
     def _draw(self) -> Draw:
@@ -107,6 +109,10 @@ class SyntheticTask(StageData):
             seed=self.seed,
             replicates=self.replicates,
         )
+
+    def streams(self, name: str) -> list[np.random.Generator]:
+        """Random streams of this side's own, one for each replicate."""
+        return [stream(f"{self.side} {name}", seed=self.seed, replicate=r) for r in range(self.replicates)]
 
     @property
     def initial_RFD(self) -> Tensor:
@@ -161,6 +167,7 @@ class SyntheticTasks:
         downstream: settings of task 2.
         num_test: fresh samples that the test accuracy is measured on, per replicate.
         curve_points: points of the curves of training loss and test accuracy.
+        tail_error: whether the test error is computed as an integral, too, which finds those too small to count.
 
     Raises:
         ValueError: an argument that is out of range, named by its configuration key.
@@ -176,6 +183,7 @@ class SyntheticTasks:
         downstream: Mapping[str, Any],
         num_test: int,
         curve_points: int = 100,
+        tail_error: bool = False,
     ) -> None:
         self.sides: dict[Side, SideSettings] = {
             "upstream": SideSettings(side="upstream", **upstream),
@@ -186,6 +194,10 @@ class SyntheticTasks:
         self.optim = optim
         self.num_test = whole("task.num_test", num_test, at_least=1)
         self.curve_points = whole("task.curve_points", curve_points, at_least=1)
+        self.tail_error = flag("task.tail_error", tail_error)
+        if tail_error and not dataset.is_gaussian:
+            allowed = f"false for {type(dataset).__name__}: the integral is for Gaussian noise only"
+            raise refusal("task.tail_error", tail_error, allowed)
         self.coordinates = {
             side: dataset.coordinates_of(num_samples=settings.num_samples, num_filters=model.num_filters)
             for side, settings in self.sides.items()
@@ -195,7 +207,7 @@ class SyntheticTasks:
         """What a stage's result depends on: the law of the samples and the stage's own task, or both."""
         sides = (*SIDES.values(),) if stage == "downstream" else (SIDES[stage],)
         task: dict[str, object] = {side: self.sides[side].values for side in sides}
-        task |= {"num_test": self.num_test, "curve_points": self.curve_points}
+        task |= {"num_test": self.num_test, "curve_points": self.curve_points, "tail_error": self.tail_error}
         return {"dataset": self.dataset.identity(stage), "task": task}
 
     def data(self, side: Side, *, seed: int, replicates: int) -> SyntheticTask:

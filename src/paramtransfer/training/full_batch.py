@@ -6,6 +6,7 @@ Shape letters: R replicates, N samples.
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from paramtransfer.task.synthetic import FullBatch
 from paramtransfer.training.dynamics import Observer
 from paramtransfer.training.fit import StageModule
 from paramtransfer.training.solver import GramSolver, Solver
+from paramtransfer.training.tail_error import tail_error
 
 MakeSolver = Callable[[TwoLayerCNN, Samples, float], Solver]
 
@@ -127,6 +129,10 @@ class FullBatchTraining(StageModule):
 
     def test_step(self, batch: FreshSamples | Samples, batch_idx: int) -> None:
         self._hits.append(self._is_right(batch).cpu())
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if batch_idx == 0 and data.tail_error:
+            assert isinstance(batch, FreshSamples)
+            self.metrics |= tail_error(partial(margins, self.model), batch, data.streams("tail")).metrics()
 
     def on_test_end(self) -> None:
         self.hits = torch.cat(self._hits, dim=1)

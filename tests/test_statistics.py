@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from paramtransfer.estimates import accuracy, paired_gain
+from paramtransfer.statistics import accuracy, paired_gain
 
 HITS = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 1, 1]]).bool()
 BASELINE = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 1], [1, 1, 0, 1]]).bool()
