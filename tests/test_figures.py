@@ -11,7 +11,8 @@ import pytest
 from paramtransfer.figures.curves import Curves
 from paramtransfer.figures.drawing import SweepData
 from paramtransfer.figures.heatmap import Heatmap
-from paramtransfer.figures.phase import Phase
+from paramtransfer.figures.phase import Phase, crossing
+from paramtransfer.figures.significance import gain_counts, harm_prediction
 from paramtransfer.report.sweep_table import average_seeds, swept_keys
 from paramtransfer.tracking.sweeps import JobRecord
 
@@ -29,46 +30,78 @@ def test_swept_keys_take_more_than_one_value() -> None:
     assert swept_keys(records) == ["seed"]
 
 
-@pytest.mark.parametrize(("replicates", "sem"), [(2, math.sqrt(0.03**2 + 0.04**2) / 2), (1, 0.1)])
-def test_seeds_are_averaged(replicates: int, sem: float) -> None:
-    """Errors of seeds with replicates add in squares; of seeds with one replicate each, their spread counts."""
-    estimates = {
-        "test/acc": [0.6, 0.8, 0.5],
-        "test/acc_without_transfer": [0.6, 0.8, 0.5],
-        "test/gain": [0.6, 0.8, 0.5],
-    }
-    sems = {f"{name}_sem": [0.03, 0.04, 0.05] for name in estimates}
-    ids = {"downstream_run_id": ["a", "b", "c"]}
-    rows = pd.DataFrame({"alpha": [0.1, 0.1, 0.2], "seed": [0, 1, 0], **estimates, **sems, "n": replicates, **ids})
+def test_seeds_are_averaged() -> None:
+    """Jobs of 1 and 3 replicates: every replicate counts once; s^2 is within and between them."""
+    estimates = {name: [0.6, 1.0, 0.5] for name in ("test/acc", "test/acc_without_transfer", "test/gain")}
+    sems = {f"{name}_sem": [0.03, 0.02, 0.05] for name in estimates}
+    more = {"train/loss": [0.4, 0.2, 0.3], "downstream_run_id": ["a", "b", "c"], "n": [1, 3, 2]}
+    rows = pd.DataFrame({"alpha": [0.1, 0.1, 0.2], "seed": [0, 1, 0], **estimates, **sems, **more})
     first, second = (row for _, row in average_seeds(rows, ["alpha", "seed"]).iterrows())
-    assert (first["alpha"], first["test/acc"], first["n"], first["downstream_run_id"]) == (
-        0.1,
-        pytest.approx(0.7),
-        2 * replicates,
-        "a",
-    )
-    assert first["test/gain_sem"] == pytest.approx(sem)
+    assert (first["alpha"], first["n"], first["downstream_run_id"]) == (0.1, 4, "a")
+    assert (first["test/acc"], first["train/loss"]) == pytest.approx((0.9, 0.25))
+    # (0.6 - 0.9)^2 + 3 (1 - 0.9)^2 = 0.12 between, 2 * 3 * 0.02^2 within
+    assert first["test/gain_sem"] == pytest.approx(math.sqrt((0.12 + 0.0024) / 3 / 4))
     assert second["test/acc_sem"] == pytest.approx(0.05)
 
 
-def test_phase_finds_the_constants_of_a_known_law() -> None:
-    """error = exp(-2 A/(B d)) crosses 0.1 at log(10)/2 and has C_2 = 2; cells outside Condition 4.1 are ignored."""
-    ratio = np.geomspace(0.05, 5, 30)
-    inside = pd.DataFrame(
-        {"theory/transfer_ratio": ratio, "test/acc": 1 - np.exp(-2 * ratio), "theory/condition_holds": 1.0}
+def test_phase_finds_the_constants_of_each_family() -> None:
+    """error = exp(-c A/(B d)), c = 2 size^(1/4)/family: all is known; cells outside Condition 4.1 are ignored."""
+    ratio = np.geomspace(0.05, 8, 60)
+    cells = [
+        pd.DataFrame(
+            {
+                "size": size,
+                "family": family,
+                "theory/transfer_ratio": ratio,
+                "test/error_tail": np.exp(-rate * ratio),
+                "test/error_tail_sem": 0.01 * np.exp(-rate * ratio),
+                "test/log_error_tail": -rate * ratio,
+                "test/log_error_tail_sem": 0.01,
+            }
+        )
+        for size in (16, 81, 256)
+        for family in (0.5, 1.0)
+        for rate in [2 / family * size**0.25]
+    ]
+    inside = pd.concat(cells).assign(**{"theory/condition_holds": 1.0})
+    outside = inside.assign(**{"test/error_tail": 0.5, "theory/condition_holds": 0.0})
+    others = {"test/acc": 0.5, "test/acc_without_transfer": 0.5, "test/gain": 0.1, "test/gain_sem": 0.01}
+    table = pd.concat([inside, outside]).assign(**others, **{"train/loss": 0.1, "theory/scratch_ratio": 1.0})
+    drawing = Phase(size="size", family="family")(sweep(table.assign(n=5), "size", "family"))
+    constants, trend = drawing.tables["constants"], drawing.tables["trend"]
+    rate = 2 / constants["family"] * constants["size"] ** 0.25
+    assert constants["crossing"].to_numpy() == pytest.approx((math.log(10) / rate).to_numpy(), rel=1e-3)
+    assert (constants["C_3"] * constants["crossing"]).to_numpy() == pytest.approx(1)
+    assert constants["C_2"].to_numpy() == pytest.approx(rate.to_numpy())
+    assert constants["slope"].to_numpy() == pytest.approx(rate.to_numpy())
+    assert trend["family"].tolist() == [0.5, 1.0]
+    assert trend["slope"].to_numpy() == pytest.approx(-0.25, abs=1e-3)
+
+
+def test_crossing_by_hand() -> None:
+    """Errors 0.2 at 1 and 0.05 at 4 cross 0.1 at 2, their geometric middle, and fall as 1/ratio: 10 % is 10 %."""
+    ratio, error = np.array([0.5, 1.0, 4.0]), np.array([0.3, 0.2, 0.05])
+    assert crossing(ratio, error, 0.1 * error) == pytest.approx((2.0, 0.2))
+    assert np.isnan(crossing(ratio, error + 0.1, error)).all()
+    assert np.isnan(crossing(ratio, error / 10, error)).all()
+
+
+def test_many_gains_are_counted_with_and_without_allowance() -> None:
+    """p of five cells, n = 1: 0.001, 0.01, 0.025, 0.049 and 0.5; of these the first three pass 0.05 k/5."""
+    z = [3.290527, -2.575829, 2.241403, 1.968596, 0.674490]
+    table = pd.DataFrame({"test/gain": z, "test/gain_sem": 1.0, "n": 1, "theory/negative_transfer": [1, 1, 1, 0, 0]})
+    (counts,) = gain_counts(table)
+    assert "a gain in 3 and a loss in 1 at p < 0.05 each" in counts
+    assert "in 2 and 1." in counts
+    assert harm_prediction(table) == (
+        "Proposition 4.4 predicts harm in 3 of 5 settings, and there is harm in 1 of them "
+        "(1 after Benjamini-Hochberg). "
+        "Of the other 2 it says nothing: there is harm in 0."
     )
-    outside = inside.assign(**{"test/acc": 0.5, "theory/condition_holds": 0.0})
-    table = pd.concat([inside, outside]).assign(
-        **{"n": 100, "theory/scratch_ratio": 1.0, "test/acc_sem": 1e-6, "test/acc_without_transfer": 0.5}
-    )
-    table["test/acc_without_transfer_sem"] = 0.0
-    constants = Phase(size="n")(sweep(table, "n")).tables["constants"].iloc[0]
-    assert constants["crossing"] == pytest.approx(math.log(10) / 2, rel=0.05)
-    assert constants["C_2"] == pytest.approx(2)
 
 
 def test_curves_say_where_transfer_does_harm_and_whether_that_is_predicted() -> None:
-    """A note for each harm beyond 2 standard errors and each false alarm, with Proposition 4.4's word."""
+    """A note for each harm and each false alarm, with Proposition 4.4's word; p = 0.13 is none."""
     table = pd.DataFrame(
         {
             "alpha": [0.2, 0.5, 1.0],
@@ -80,27 +113,30 @@ def test_curves_say_where_transfer_does_harm_and_whether_that_is_predicted() -> 
             "test/gain_sem": 0.01,
             "theory/negative_transfer": [1.0, 1.0, 0.0],
             "theory/transfer_ratio": [0.1, 2.0, 0.3],
+            "n": 1,
         }
     )
     drawing = Curves(x="alpha")(sweep(table, "alpha"))
-    assert list(drawing.notes) == [
-        "alpha=0.2: gain -0.0500 (-5.0 s.e.); Proposition 4.4 predicts harm",
-        "alpha=0.5: gain +0.0500 (+5.0 s.e.); Proposition 4.4 predicts harm",
+    assert list(drawing.notes)[1:3] == [
+        "alpha=0.2: gain -0.0500 (p = 5.7e-07); Proposition 4.4 predicts harm",
+        "alpha=0.5: gain +0.0500 (p = 5.7e-07); Proposition 4.4 predicts harm",
     ]
+    assert drawing.figures["figure"].axes[1].containers[0].lines[0].get_ydata() == pytest.approx([-0.05, 0.05, -0.015])
     bound = drawing.figures["figure"].axes[0].lines[-1].get_ydata()
     assert np.asarray(bound)[1] == pytest.approx(1 - math.exp(-2))
     assert np.isnan(np.asarray(bound)[[0, 2]]).all()
 
 
 def test_heatmap_truncates_at_the_given_accuracies() -> None:
-    """Each truncated map marks exactly the cells that reach its accuracy."""
+    """Each truncated map marks exactly the cells that reach its accuracy; unclear gains are crossed."""
     x, y = np.meshgrid([100, 200, 400], [0.0, 1.0])
     accuracy = np.array([[0.66, 0.6, 0.5], [0.9, 0.7, 0.65]])
     table = pd.DataFrame(
         {"d": x.ravel(), "u": y.ravel(), "test/acc": accuracy.ravel(), "test/gain": accuracy.ravel() - 0.6}
     )
-    table["theory/transfer_ratio"] = table["u"] + 100 / table["d"]
+    table = table.assign(**{"theory/transfer_ratio": table["u"] + 100 / table["d"], "test/gain_sem": 0.05, "n": 5})
     axes = Heatmap(x="d", y="u", truncate=[0.65, 0.7])(sweep(table, "d", "u")).figures["figure"].axes
+    assert axes[1].lines[0].get_xdata().tolist() == [100, 200, 400, 200, 400]  # all but 6 standard errors
     maps = [axis.collections[0].get_array() for axis in axes[:4]]
     assert np.asarray(maps[0]).ravel() == pytest.approx(accuracy.ravel())
     assert np.asarray(maps[2]).ravel().tolist() == [1, 0, 0, 1, 1, 1]

@@ -137,7 +137,7 @@ def test_no_figure_of_three_keys(session: Session, capsys: pytest.CaptureFixture
 
 
 def test_paper_table_is_shown_as_it_is_written() -> None:
-    """The paper's values beside ours, differences in standard errors too, gaps as gaps."""
+    """The paper's values beside ours, the gain with its interval and p (t = 10, 2 degrees of freedom), gaps as gaps."""
     estimates = {"test/acc": 0.93, "test/acc_without_transfer": 0.83, "test/gain": 0.1}
     sems = {f"{name}_sem": sem for name, sem in zip(estimates, (0.005, 0, 0.01), strict=True)}
     table = pd.DataFrame([{"model": "a", "task.ratio": 2, **estimates, **sems, "n": 3}])
@@ -152,10 +152,23 @@ def test_paper_table_is_shown_as_it_is_written() -> None:
         "ours %",
         "s.e.",
         "difference",
-        "in s.e.",
         "gain %",
         "gain s.e.",
+        "95 % (t)",
+        "p",
         "n",
     ]
-    assert shown.rows[0] == ["a", "without transfer", "", "83.00", "0.00", "", "", "", "", "3"]
-    assert shown.rows[1] == ["a", "ratio=2", "94.00", "93.00", "0.50", "-1.00", "-2.0", "+10.00", "1.00", "3"]
+    assert shown.rows[0] == ["a", "without transfer", "", "83.00", "0.00", "", "", "", "–", "", "3"]
+    assert shown.rows[1] == [
+        "a",
+        "ratio=2",
+        "94.00",
+        "93.00",
+        "0.50",
+        "-1.00",
+        "+10.00",
+        "1.00",
+        "+5.70 to +14.30",
+        "0.01",
+        "3",
+    ]

@@ -1,5 +1,6 @@
 """The theory against arithmetic done by hand, at its limits, and against what was measured."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -159,6 +160,13 @@ def test_shares_count_the_boundaries_in() -> None:
     assert theory.active_share([15, 16, 17, 40], filters=40) == 0.75
 
 
+def test_active_share_by_chance() -> None:
+    """Sums of binomial coefficients: 8 or more of 20 fair coins; 2 or more of 5 in 26 of 32 cases."""
+    assert theory.active_share_by_chance(20) == pytest.approx(sum(math.comb(20, k) for k in range(8, 21)) / 2**20)
+    assert theory.active_share_by_chance(5) == pytest.approx(26 / 32)
+    assert theory.active_share_by_chance(40) == pytest.approx(0.9231, abs=1e-4)
+
+
 def test_noise_memorization_solves_its_equation() -> None:
     """The closed form is the root of x + b eˣ = c t + b, starts at 0, and stays finite for any number of steps."""
     steps = np.array([1.0, 100.0, 1e4, 1e8])
@@ -226,7 +234,10 @@ def test_verdict_in_full() -> None:
         # A/(B d) = 290000/(500 · 100) = 5.8 and 400 · 25/(16 · 100) = 6.25
         (replace(SETTING, num2=400), ["both are predicted to be near-optimal", "= 5.8,", "= 6.25,"]),
         # A/(B d) = 8100/(140 · 100) = 0.579 and 40 · 81/(16 · 100) = 2.025
-        (replace(SETTING, u_norm=0, v2_norm=3), ["transfer is predicted to harm", "negative transfer is predicted"]),
+        (
+            replace(SETTING, u_norm=0, v2_norm=3),
+            ["the statements disagree", "by Proposition 4.4 both are near-optimal", "negative transfer is predicted"],
+        ),
         (replace(SETTING, u_norm=0), ["neither is predicted", "negative transfer is predicted"]),
         (replace(SETTING, sigma2=0), ["A/(B d) = ∞, error ≤ 0"]),
         (INSIDE, ["holds in 6 of 6 lines"]),

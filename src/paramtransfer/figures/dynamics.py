@@ -60,7 +60,9 @@ class Dynamics:
             for stage, run_id in run_ids.items()
             for statement in theory.statements(_alone(tasks, stage), _worst(data, run_id))
         ]
+        by_chance = theory.active_share_by_chance(float(tasks.setting("downstream", alpha=0.0).filters))
         notes = _notes(statements)
+        notes.append(f"Lemma C.3: by chance alone, fresh filters satisfy it on {by_chance:.1%} of the samples")
         if "upstream" in run_ids:
             notes.append(self._inherited(data, run_ids["upstream"]))
         table = pd.DataFrame([{"stage": stage, **asdict(statement)} for stage, statement in statements])

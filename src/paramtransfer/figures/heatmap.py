@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike
 from paramtransfer.figures import style
 from paramtransfer.figures.curves import Curves
 from paramtransfer.figures.drawing import Drawing, SweepData
+from paramtransfer.figures.significance import clear_gains, gain_counts, harm_prediction
 from paramtransfer.metrics import ACCURACY, GAIN, TRANSFER_RATIO
 
 
 class Heatmap:
-    """Test accuracy with transfer, gain, and the maps truncated at given accuracies; over all, A/(B d) = const.
+    """Test accuracy with transfer, paired gain, and the maps truncated at given accuracies; over all, A/(B d) = const.
 
     Where one of the keys has a single value, curves over the other.
 
@@ -45,10 +46,14 @@ class Heatmap:
         for axis, level in zip(axes[2:], self.truncate, strict=True):
             reached = (accuracy >= level).astype(float).where(accuracy.notna())
             self._draw(axis, reached, f"accuracy at least {level:g}", "cividis", between=(0, 1))
+        unclear = self._grid(data.table.assign(unclear=~clear_gains(data.table)), "unclear").eq(True)
+        (x, y), (rows, columns) = (map(np.asarray, _positions(unclear)), np.nonzero(unclear))
+        axes[1].plot(x[columns], y[rows], "x", color=style.BASELINE, markersize=3)
         if TRANSFER_RATIO in data.table:
             for axis in axes:
                 self._draw_contours(axis, self._grid(data.table, TRANSFER_RATIO))
-        return Drawing(figures={"figure": figure})
+        notes = ["A cross marks a gain that is not told from 0.", *gain_counts(data.table)]
+        return Drawing(figures={"figure": figure}, notes=[*notes, *filter(None, [harm_prediction(data.table)])])
 
     def _grid(self, table: pd.DataFrame, column: str) -> pd.DataFrame:
         return table.pivot(index=self.y, columns=self.x, values=column)

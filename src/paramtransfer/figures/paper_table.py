@@ -5,13 +5,17 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from paramtransfer.figures.drawing import Drawing, SweepData
+from paramtransfer.figures.significance import gain_counts
 from paramtransfer.metrics import ACCURACY, BASELINE_ACCURACY, GAIN, sem_of
+from paramtransfer.statistics import Estimate, p_values, t_interval
 
 SCRATCH = "without transfer"
 
 
 class PaperTable:
     """Test accuracy in percent, without transfer and for each value of `columns`: published, ours, difference.
+
+    The gain is paired; its interval and p are Student's t over n repetitions.
 
     Args:
         rows: the swept key of the rows.
@@ -40,7 +44,7 @@ class PaperTable:
                 name = f"{self.columns.rpartition('.')[2]}={column}"
                 cells.append(_cell(row, name, published.get(str(column)), line, ACCURACY))
         table = pd.DataFrame(cells)
-        return Drawing(tables={"paper_table": table}, notes=[table.to_string(index=False)])
+        return Drawing(tables={"paper_table": table}, notes=[table.to_string(index=False), *gain_counts(data.table)])
 
     def _grouped(self, table: pd.DataFrame) -> Iterable[tuple[object, pd.DataFrame]]:
         return table.groupby(self.rows, sort=False) if self.rows in table else [("", table)]
@@ -48,7 +52,14 @@ class PaperTable:
 
 def _cell(row: object, column: str, published: float | None, line: pd.Series, key: str) -> dict[str, object]:
     ours, sem = 100 * line[key], 100 * line[sem_of(key)]
-    gain = key == ACCURACY
+    gain, num = Estimate(100 * line[GAIN], 100 * line[sem_of(GAIN)]), int(line["n"])
+    low, high = t_interval(gain, num)
+    gains = {
+        "gain %": f"{gain.mean:+.2f}",
+        "gain s.e.": f"{gain.sem:.2f}",
+        "95 % (t)": f"{low:+.2f} to {high:+.2f}",
+        "p": f"{p_values(*gain, num).item():.2f}",
+    }
     return {
         "pair": row,
         "": column,
@@ -56,8 +67,6 @@ def _cell(row: object, column: str, published: float | None, line: pd.Series, ke
         "ours %": f"{ours:.2f}",
         "s.e.": f"{sem:.2f}",
         "difference": "" if published is None else f"{ours - published:+.2f}",
-        "in s.e.": "" if published is None or not sem else f"{(ours - published) / sem:+.1f}",
-        "gain %": f"{100 * line[GAIN]:+.2f}" if gain else "",
-        "gain s.e.": f"{100 * line[sem_of(GAIN)]:.2f}" if gain else "",
-        "n": int(line["n"]),
+        **(gains if key == ACCURACY else dict.fromkeys(gains, "")),
+        "n": num,
     }

@@ -25,6 +25,7 @@ _LABELS = {
     "model.init_std": r"initialization $\sigma_0$",
     "optim.lr": r"step size $\eta$",
     "regime.n": r"size $n$",
+    "regime.shared": r"shared part $\|u\|/\|s\|$",
     "task.upstream.num_samples": r"source samples $N_1$",
     "task.downstream.num_samples": r"target samples $N_2$",
     "task.upstream.noise": r"source noise $\sigma_{p,1}$",

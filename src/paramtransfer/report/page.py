@@ -11,6 +11,7 @@ from typing import TypedDict
 import jinja2
 import pandas as pd
 
+from paramtransfer.figures.significance import gain_p, harm_prediction
 from paramtransfer.metrics import (
     ACCURACY,
     BASELINE_ACCURACY,
@@ -31,7 +32,7 @@ from paramtransfer.tracking.store import Store
 from paramtransfer.tracking.sweeps import JobRecord, read_jobs, runs_of
 
 _PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "numpy", "hydra-core", "mlflow")
-_RESULTS = {BASELINE_ACCURACY: "without transfer", ACCURACY: "with transfer", GAIN: "gain", "n": "n"}
+_RESULTS = {BASELINE_ACCURACY: "without transfer", ACCURACY: "with transfer", GAIN: "gain", "p": "p (t test)", "n": "n"}
 _THEORY = {
     TRANSFER_RATIO: "A/(B d), Theorem 4.2",
     SCRATCH_RATIO: "N₂‖s₂‖⁴/(σ₂⁴ d), Theorem 4.3",
@@ -128,7 +129,7 @@ def _results(content: Content, table: pd.DataFrame, keys: Sequence[str]) -> dict
         "tables": list(figure_tables(content.files)),
         "notes": content.text("notes.txt").splitlines(),
         "theory": _theory(table, keys),
-        "agreement": _agreement(table),
+        "agreement": harm_prediction(table),
         "verdict": content.verdict,
         "inherited": content.inherited,
         "tensors": _tensors(content.inherited),
@@ -182,6 +183,7 @@ def _result_table(table: pd.DataFrame, keys: Sequence[str]) -> PageTable | None:
         **_RESULTS,
         **{sem_of(name): sem_of(new) for name, new in _RESULTS.items()},
     }
+    table = table.assign(p=gain_p(table))
     columns = [name for name in titles if name in table]
     return shown("Test accuracy, mean ± standard error", table[columns].rename(columns=titles))
 
@@ -195,18 +197,6 @@ def _theory(table: pd.DataFrame, keys: Sequence[str]) -> PageTable | None:
     theory["gain"], theory[sem_of("gain")] = table[GAIN], table[sem_of(GAIN)]
     theory["Condition 4.1"] = table[CONDITION_HOLDS].map({0: "fails", 1: "holds"})
     return shown("What the theory says of each setting", theory)
-
-
-def _agreement(table: pd.DataFrame) -> str:
-    """How often Proposition 4.4 has the sign of a gain right, where the gain is beyond 2 standard errors."""
-    if HARM_PREDICTED not in table:
-        return ""
-    clear = table[table[GAIN].abs() > 2 * table[sem_of(GAIN)]]
-    right = int(((clear[GAIN] < 0) == (clear[HARM_PREDICTED] > 0)).sum())
-    return (
-        f"Proposition 4.4's condition for negative transfer has the sign of the gain right in {right} of the "
-        f"{len(clear)} settings whose gain is beyond 2 s.e. ({len(table)} settings in all)."
-    )
 
 
 def _tensors(inherited: Inherited | None) -> PageTable | None:

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from paramtransfer.figures.drawing import SweepData
 from paramtransfer.metrics import ESTIMATES, sem_of
+from paramtransfer.statistics import pooled
 from paramtransfer.tracking.store import Store
 from paramtransfer.tracking.sweeps import JobRecord
 
@@ -42,8 +42,7 @@ def job_rows(store: Store, records: Sequence[JobRecord]) -> pd.DataFrame:
 def average_seeds(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """One row per setting of the other swept keys, in the order of the jobs.
 
-    Seeds are independent: a mean over them has the root of their summed squared errors over their number as its
-    standard error, or their spread's where each has one replicate.
+    Every replicate counts the same, whichever job it is of; standard errors are those of `statistics.pooled`.
     """
     by = [key for key in keys if key != _SEED]
     if _SEED not in keys or rows.empty:
@@ -52,12 +51,10 @@ def average_seeds(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     averaged = []
     for _, group in groups:
         row = group.drop(columns=_SEED).iloc[0].copy()
-        row.update(group.drop(columns=[_SEED, *by]).mean(numeric_only=True))
+        numbers = group.drop(columns=[_SEED, *by]).select_dtypes("number")
+        row.update(numbers.mul(group["n"], axis=0).sum() / group["n"].sum())
         for name in ESTIMATES:
-            if (group["n"] == 1).all() and len(group) > 1:
-                row[sem_of(name)] = group[name].std() / len(group) ** 0.5
-            else:
-                row[sem_of(name)] = np.sqrt((group[sem_of(name)] ** 2).sum()) / len(group)
+            row[name], row[sem_of(name)] = pooled(group[name], group[sem_of(name)], group["n"])
         row["n"] = int(group["n"].sum())
         averaged.append(row)
     return pd.DataFrame(averaged).reset_index(drop=True)

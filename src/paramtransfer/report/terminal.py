@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from paramtransfer.figures.drawing import SweepData
+from paramtransfer.figures.significance import gain_p
 from paramtransfer.metrics import (
     ACCURACY,
     BASELINE_ACCURACY,
@@ -107,13 +108,13 @@ def _sweep_table(table: pd.DataFrame, keys: Sequence[str], failed: Sequence[JobR
     shown = Table(box=box.SIMPLE_HEAD, title="Test accuracy ± s.e.", padding=(0, 1, 0, 0))
     short = [key.rpartition(".")[2] for key in keys]
     names = short if len(set(short)) == len(keys) else keys
-    for name in (*names, "without transfer", "with transfer", "gain", "n", *theory):
+    for name in (*names, "without transfer", "with transfer", "gain", "p", "n", *theory):
         shown.add_column(name, no_wrap=True)
-    for _, row in table.iterrows():
+    for (_, row), p in zip(table.iterrows(), gain_p(table), strict=True):
         estimates = [as_text(row, name) for name in (BASELINE_ACCURACY, ACCURACY, GAIN)]
-        cells = [*(str(row[key]) for key in keys), *estimates, str(int(row["n"]))]
+        cells = [*(str(row[key]) for key in keys), *estimates, f"{p:.2g}", str(int(row["n"]))]
         if has_theory:
-            cells += [f"{row[TRANSFER_RATIO]:.3g}", "harm" if row[HARM_PREDICTED] else "no harm"]
+            cells += [f"{row[TRANSFER_RATIO]:.3g}", "harm" if row[HARM_PREDICTED] else "–"]
         shown.add_row(*cells)
     for record in failed:
         shown.add_row(*(str(record.overrides.get(key)) for key in keys), "failed")
