@@ -1,6 +1,7 @@
 """Image datasets, their splits, augmentation, and what is refused of them."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +48,7 @@ def split(dataset: Any, **changes: Any) -> ClassSplit:
     )
     settings = {
         "upstream": {"epochs": 1},
-        "downstream": {"epochs": 1, "noise": 0},
+        "downstream": {"epochs": 1, "noise": 0, "fresh_noise": False},
         "batch_size": 8,
         "val_share": 0.25,
         "padding": 4,
@@ -228,7 +229,7 @@ def test_few_images_of_a_class(root: Path) -> None:
         ({"target_classes": ["cat"]}, r"task\.target_classes=\['cat'\]: must be two or more different classes"),
         ({"ratio": 5}, r"task\.ratio=5: must be at most 4: 10 classes, 2 of them targets"),
         (
-            {"downstream": {"epochs": 0, "noise": 0}},
+            {"downstream": {"epochs": 0, "noise": 0, "fresh_noise": False}},
             r"task\.downstream\.epochs=0: must be a whole number of at least 1",
         ),
     ],
@@ -266,23 +267,42 @@ def test_normalization() -> None:
     torch.testing.assert_close(seen[0, :, 0, 0], torch.tensor([0.0, 5.0, 5.0]))
 
 
-def test_target_noise_is_fresh_in_training_and_fixed_in_tests(root: Path) -> None:
-    """Standard deviation in 8-bit units; on the downstream's side alone."""
-    tasks = split(folder(root, std=[2, 2, 2]), downstream={"epochs": 1, "noise": 10}, padding=0)
-    for side, spread in (("upstream", 0.0), ("downstream", 5.0)):
-        data, plain = (some.data(side, seed=0) for some in (tasks, split(folder(root, std=[2, 2, 2]), padding=0)))
-        pixels = data.parts["train"].split.pixels(torch.arange(10))
-        noise = data._seen(pixels, 1, augment=False) - plain._seen(pixels, 1, augment=False)
-        assert noise.std().item() == pytest.approx(spread, rel=0.02)
-        again = tasks.data(side, seed=0)
-        assert [key for _, key in data._in_order("test")] == [key for _, key in again._in_order("test")]
-        fresh = []
-        for epoch in range(2):
-            data.trainer = SimpleNamespace(
-                global_step=epoch * len(data.train_dataloader()), global_rank=0, world_size=1
-            )
-            fresh += [batch.key for batch in data.train_dataloader()]
-        assert len(set(fresh)) == len(fresh) > 2
+def test_target_noise_belongs_to_its_image(root: Path) -> None:
+    """A function of seed, split and image: the same in every epoch, batch and stage; on the downstream's side alone."""
+    downstream = {"epochs": 1, "noise": 10, "fresh_noise": False}
+    tasks, plain = (split(folder(root, std=[2, 2, 2]), padding=0, **some) for some in ({"downstream": downstream}, {}))
+
+    def noise(part: str, chosen: list[int], seed: int = 0, side: Any = "downstream") -> torch.Tensor:
+        """Of some images as a network sees them, in 8-bit units."""
+        seen, clean = (each.data(side, seed=seed) for each in (tasks, plain))
+        pixels = [data.parts[part].pixels(torch.tensor(chosen)) for data in (seen, clean)]
+        noisy, without = (data._seen(each, 1, augment=False) for data, each in zip((seen, clean), pixels, strict=True))
+        return 2 * (noisy - without)
+
+    assert noise("train", [0, 1, 2, 3, 4]).std().item() == pytest.approx(10, rel=0.02)
+    torch.testing.assert_close(noise("train", [3, 1]), noise("train", [0, 1, 2, 3])[[3, 1]])
+    different = [noise("train", [0]), noise("train", [1]), noise("val", [0]), noise("test", [0])]
+    for one, other in pairwise(different):
+        assert abs(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) < 0.1
+    assert not torch.equal(noise("train", [0]), noise("train", [0], seed=1))
+    assert noise("train", [0], side="upstream").abs().max() == 0
+
+
+def test_fresh_noise_is_drawn_whenever_an_image_is_seen(root: Path) -> None:
+    """Standard deviation in 8-bit units; fixed in tests by the number of the batch."""
+    downstream = {"epochs": 1, "noise": 10, "fresh_noise": True}
+    tasks = split(folder(root, std=[2, 2, 2]), downstream=downstream, padding=0)
+    data, plain = (some.data("downstream", seed=0) for some in (tasks, split(folder(root, std=[2, 2, 2]), padding=0)))
+    pixels = data.parts["train"].pixels(torch.arange(10))
+    noise = data._seen(pixels, 1, augment=False) - plain._seen(pixels, 1, augment=False)
+    assert noise.std().item() == pytest.approx(5, rel=0.02)
+    again = tasks.data("downstream", seed=0)
+    assert [key for _, key in data._in_order("test")] == [key for _, key in again._in_order("test")]
+    fresh = []
+    for epoch in range(2):
+        data.trainer = SimpleNamespace(global_step=epoch * len(data.train_dataloader()), global_rank=0, world_size=1)
+        fresh += [batch.key for batch in data.train_dataloader()]
+    assert len(set(fresh)) == len(fresh) > 2
 
 
 def test_pictures_stand_upright_and_keep_their_depth(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def test_student_for_few_seeds() -> None:
         [1 - 2 / math.sqrt(6), 1, 1, math.erfc(math.sqrt(2))]
     )
     assert t_interval(Estimate(1.0, 1.0), 3) == pytest.approx((1 - 4.302653, 1 + 4.302653))
+    assert t_interval(Estimate(1.0, 0.0), 3) == (1, 1)
     assert t_interval(Estimate(1.0, 1.0), 1) == pytest.approx((1 - 1.959964, 1 + 1.959964))
 
 

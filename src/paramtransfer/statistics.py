@@ -68,8 +68,8 @@ def t_interval(estimate: Estimate, num: int, level: float = 0.95) -> tuple[float
     """
     from scipy import stats  # imported here alone: most processes do not need it
 
-    low, high = stats.t.interval(level, np.inf if num == 1 else num - 1, loc=estimate.mean, scale=estimate.sem)
-    return float(low), float(high)
+    half = float(stats.t.ppf((1 + level) / 2, np.inf if num == 1 else num - 1)) * estimate.sem
+    return estimate.mean - half, estimate.mean + half
 
 
 def p_values(means: ArrayLike, sems: ArrayLike, nums: ArrayLike) -> NDArray[Any]:

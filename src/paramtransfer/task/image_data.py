@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from paramtransfer.dataset.augment import crop_and_flip, normalize, resize
+from paramtransfer.dataset.augment import FixedNoise, crop_and_flip, normalize, resize
 from paramtransfer.dataset.images import Images, Split
 from paramtransfer.randomness import stream
 from paramtransfer.stage import Side
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     """Images with their labels."""
 
     images: Tensor
-    """(B, C, H, W): 8-bit values, normalized on the device."""
+    """(B, C, H, W): 8-bit values, with the noise that belongs to them; normalized on the device."""
     labels_B: Tensor
     """Among the task's classes."""
     key: int
@@ -39,13 +39,26 @@ class Part:
     split: Split
     index_N: Tensor
     labels_N: Tensor
+    noise: FixedNoise | None = None
+
+    def pixels(self, chosen_B: Tensor) -> Tensor:
+        """Some of the images, by their numbers in the part, with the noise that belongs to them: (B, C, H, W)."""
+        index_B = self.index_N[chosen_B]
+        pixels = self.split.pixels(index_B)
+        return pixels if self.noise is None else self.noise(pixels, index_B)
 
     @classmethod
-    def of(cls, split: Split, labels: Sequence[int], index_of: Sequence[np.ndarray]) -> "Part":
+    def of(
+        cls,
+        split: Split,
+        labels: Sequence[int],
+        index_of: Sequence[np.ndarray],
+        noise: FixedNoise | None = None,
+    ) -> "Part":
         """The images at `index_of` each class."""
         index_N = torch.from_numpy(np.concatenate(index_of))
         labels_N = torch.cat([torch.full((len(index),), label) for label, index in zip(labels, index_of, strict=True)])
-        return cls(split=split, index_N=index_N, labels_N=labels_N)
+        return cls(split=split, index_N=index_N, labels_N=labels_N, noise=noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +68,7 @@ class View:
     Attributes:
         size: height and width that the network sees, pixels.
         padding: of random crops in training, pixels of the dataset's images.
-        noise: standard deviation of the Gaussian noise added to every image, 8-bit units.
+        noise: standard deviation of the Gaussian noise added anew whenever an image is seen, 8-bit units.
     """
 
     size: int
@@ -125,7 +138,7 @@ class ImageTask(StageData):
         order = self.stream("calibration").permutation(len(part.index_N))
         for number in range(min(_CALIBRATION_BATCHES, len(order) // self.batch_size)):
             chosen_B = torch.from_numpy(order[number * self.batch_size : (number + 1) * self.batch_size])
-            pixels = part.split.pixels(part.index_N[chosen_B]).to(device)
+            pixels = part.pixels(chosen_B).to(device)
             yield self._seen(pixels, int(self.stream("calibration", number).integers(2**63)), augment=False)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -171,7 +184,7 @@ class _Pixels(Dataset[Batch]):
 
     def __getitem__(self, item: tuple[Tensor, int]) -> Batch:
         chosen_B, key = item
-        return Batch(self._part.split.pixels(self._part.index_N[chosen_B]), self._part.labels_N[chosen_B], key)
+        return Batch(self._part.pixels(chosen_B), self._part.labels_N[chosen_B], key)
 
 
 class _Loader(DataLoader[Batch]):

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from paramtransfer.checks import number, refusal, share, whole
+from paramtransfer.checks import flag, number, refusal, share, whole
+from paramtransfer.dataset.augment import FixedNoise
 from paramtransfer.dataset.images import Images
 from paramtransfer.errors import first_line
 from paramtransfer.model.network_pair import NetworkPair
@@ -35,8 +36,9 @@ class ImageTasks(ABC):
         model: both architectures.
         optim: what minimizes the loss on minibatches.
         upstream: task 1: `epochs`.
-        downstream: task 2: `epochs`, and `noise` (sigma_{p,2}), the standard deviation of Gaussian noise added to all
-            its images before normalization, 8-bit units.
+        downstream: task 2: `epochs`, `noise` (sigma_{p,2}), the standard deviation of Gaussian noise added to all
+            its images before augmentation and normalization, 8-bit units, and `fresh_noise`: whether it is drawn anew
+            whenever an image is seen, which makes it an augmentation, and not once for each image.
         batch_size: images of a training step.
         val_share: share of each class's training images that is kept to choose by.
         padding: of random crops in training, pixels.
@@ -70,6 +72,7 @@ class ImageTasks(ABC):
             "downstream": whole("task.downstream.epochs", downstream["epochs"], at_least=1),
         }
         self.noise = number("task.downstream.noise", downstream["noise"], at_least=0)
+        self.fresh_noise = flag("task.downstream.fresh_noise", downstream["fresh_noise"])
         self.batch_size = whole("task.batch_size", batch_size, at_least=2)
         self.val_share = share("task.val_share", val_share)
         self.padding = whole("task.padding", padding, at_least=0)
@@ -110,18 +113,19 @@ class ImageTasks(ABC):
         if len(classes) < 2:
             raise ValueError(f"task: must have at least two classes, not {len(classes)} as the {side}'s")
         noise = self.noise if side == "downstream" else 0.0
+        fixed, fresh = (0.0, noise) if self.fresh_noise else (noise, 0.0)
         return ImageTask(
             dataset=dataset,
-            parts=self._parts(dataset, classes, seed),
+            parts=self._parts(dataset, classes, seed, fixed),
             classes=classes,
-            view=View(size=self.input_size or dataset.size, padding=self.padding, noise=noise),
+            view=View(size=self.input_size or dataset.size, padding=self.padding, noise=fresh),
             side=side,
             seed=seed,
             epochs=self.epochs[side],
             batch_size=self.batch_size,
         )
 
-    def _parts(self, dataset: Images, classes: Sequence[str], seed: int) -> dict[str, Part]:
+    def _parts(self, dataset: Images, classes: Sequence[str], seed: int, noise: float) -> dict[str, Part]:
         """A part of each class's training images to choose by, and of the others those to train on, both drawn."""
         train, val, test = [], [], []
         for name in classes:
@@ -135,10 +139,11 @@ class ImageTasks(ABC):
             if not len(train[-1]) or not len(test[-1]):
                 raise ValueError(f"dataset.root: class {name} must have at least two training images and a test image")
         labels = range(len(classes))
+        of_train, of_test = (_fixed_noise(noise, split, seed) for split in ("train", "test"))
         return {
-            "train": Part.of(dataset.train, labels, train),
-            "val": Part.of(dataset.train, labels, val),
-            "test": Part.of(dataset.test, labels, test),
+            "train": Part.of(dataset.train, labels, train, of_train),
+            "val": Part.of(dataset.train, labels, val, of_train),
+            "test": Part.of(dataset.test, labels, test, of_test),
         }
 
     def identity(self, stage: Stage) -> dict[str, object]:
@@ -160,7 +165,8 @@ class ImageTasks(ABC):
 
     def label(self, side: Side) -> str:
         """The setting in a few words, for the names of runs."""
-        noise = f" σ_p={self.noise:g}" if side == "downstream" and self.noise else ""
+        fresh = " fresh" if self.fresh_noise else ""
+        noise = f" σ_p={self.noise:g}{fresh}" if side == "downstream" and self.noise else ""
         return f"{self.model.names[side]}{noise}"
 
     def theory(self, stage: Stage, alpha: float) -> dict[str, float]:
@@ -170,6 +176,11 @@ class ImageTasks(ABC):
     def verdict(self, alpha: float) -> str:
         """Nothing: the theory is for the two-layer CNN."""
         return ""
+
+
+def _fixed_noise(std: float, split: str, seed: int) -> FixedNoise | None:
+    """The noise that belongs to the images of a split; None without noise."""
+    return FixedNoise(std=std, seed=int(stream(f"noise of {split}", seed=seed).integers(2**63))) if std else None
 
 
 def _takes(network: nn.Module, name: str, size: int) -> None:
