@@ -27,6 +27,7 @@ def make_tasks(
     steps: int = 50,
     num_test: int = 200,
     dataset: type[SignalNoise] = SignalNoise,
+    tail_error: bool = False,
     **signal: Any,
 ) -> SyntheticTasks:
     return SyntheticTasks(
@@ -36,6 +37,7 @@ def make_tasks(
         upstream={"num_samples": num1, "noise": noise, "steps": steps},
         downstream={"num_samples": num2, "noise": noise, "steps": steps},
         num_test=num_test,
+        tail_error=tail_error,
     )
 
 

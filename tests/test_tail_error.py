@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
+from small_stages import accuracies, inherit, make_tasks, train
 from torch import Tensor
 
-from paramtransfer.dataset.signal_noise import FreshSamples
+from paramtransfer.dataset.signal_noise import FreshSamples, SignalNoise
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.training.full_batch import margins
 from paramtransfer.training.tail_error import TailError, tail_error
@@ -65,7 +66,7 @@ def test_independent_filters_against_quadrature() -> None:
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 def test_counting_agrees_where_it_can(shift: float) -> None:
-    """Twenty random filters of each sign with correlated noise: errors of 0.4 and 0.004 among a million points."""
+    """Twenty random filters of each sign with correlated noise: errors of 0.4 and 0.004 among 200,000 points."""
     generator = torch.Generator().manual_seed(3)
     filters = torch.randn(2, 20, 30, generator=generator)
     filters[:, :, 1] += torch.tensor([[3.0], [-3.0]])
@@ -74,16 +75,38 @@ def test_counting_agrees_where_it_can(shift: float) -> None:
     rng = np.random.default_rng(1)
     wrong = 0
     for label in (1, -1):
-        noise = SIGMA * rng.standard_normal((500_000, 30)) * (np.arange(30) > 0)
+        noise = SIGMA * rng.standard_normal((100_000, 30)) * (np.arange(30) > 0)
         f = sum(
             sign * np.maximum(patch @ w.numpy().T, 0).mean(-1)
             for sign, w in zip((1, -1), filters.double(), strict=True)
             for patch in (noise, label * SIGNAL * np.eye(30)[:1])
         )
         wrong += int((label * f < 0).sum())
-    counted, sem = wrong / 1e6, math.sqrt(wrong) / 1e6
-    assert wrong > 1000
+    counted, sem = wrong / 2e5, math.sqrt(wrong) / 2e5
+    assert wrong > 300
     assert estimate.error_R.item() == pytest.approx(counted, abs=4 * math.hypot(sem, estimate.sem_R.item()))
+
+
+def test_replicates_of_a_trained_job_agree_with_counting() -> None:
+    """Each replicate's own error, after transfer, on 200,000 points each."""
+    data, model, *_ = inherit(make_tasks(num_test=200_000), 0.5)
+    train(model, data)
+    points = next(iter(data.test_dataloader()))
+    estimate = tail_error(partial(margins, model), points, data.streams("tail"))
+    counted = 1 - accuracies(model, data)
+    assert (counted[0] - counted[1]).abs() > 0.01
+    assert estimate.error_R.numpy() == pytest.approx(counted.numpy(), abs=0.005)
+
+
+def test_other_noise_is_refused() -> None:
+    """Before anything is drawn."""
+
+    class Laplace(SignalNoise):
+        def standard_noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+            return rng.laplace(size=shape)
+
+    with pytest.raises(ValueError, match=r"^task\.tail_error=true: must be false for Laplace: .* Gaussian noise only"):
+        make_tasks(dataset=Laplace, coordinates="ambient", tail_error=True)
 
 
 def test_metrics_over_replicates_by_hand() -> None:
