@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
@@ -65,7 +64,7 @@ def drawn(name: str, table: pd.DataFrame) -> Drawing:
     """A figure, as the sweep that left the table drew it."""
 
     data = SweepData(keys=FIGURES[name].keys or [], table=table, rows=table, **_NO_RUNS)
-    with matplotlib.rc_context(style.STYLE):
+    with style.applied():
         return FIGURES[name](data)
 
 
@@ -195,7 +194,7 @@ def main() -> None:
     if parser.parse_args().draw:
         for name in FIGURES:
             drawing = drawn(name, table_of(name))
-            (RESULTS / f"{name}.png").write_bytes(style.files(name, drawing.figures["figure"])[f"{name}.png"])
+            (RESULTS / f"{name}.png").write_bytes(style.as_files(name, drawing.figures["figure"])[f"{name}.png"])
             for table_name, table in drawing.tables.items():
                 table.to_csv(RESULTS / f"{name}_{table_name}.csv", index=False, float_format="%.5g")
         table1().to_csv(RESULTS / "table1_cifar10_small.csv", index=False)
