@@ -409,14 +409,12 @@ import torch
 
 from paramtransfer.transfer.apply import inherit
 from paramtransfer.transfer.plan import plan_filters
+from paramtransfer.transfer.rules import TransferRule
 
 
-class Last:
+class Last(TransferRule):
     """The last filter of each sign."""
 
-    needs_upstream = True
-    freeze_epochs = 0
-    recalibrate = False
     label = "the last filter"
 
     def __init__(self, *, alpha):

@@ -60,7 +60,8 @@ def plan(job: Job, read_run: ReadRun) -> Report:
     """
     data = job.tasks.data("downstream", seed=job.seed, replicates=job.replicates)
     upstream = job.model.upstream(foreign_state(job, read_run, download=False), data)
-    return job.transfer(upstream, job.model.build(data), seed=job.seed)[1]
+    inheritance = ParameterTransfer(job.transfer, upstream, seed=job.seed)
+    return inheritance.preview(job.model.build(data), data)
 
 
 class _Stages:

@@ -35,7 +35,7 @@ class NetworkPair:
     """
 
     def __init__(self, *, upstream: dict[str, Any], downstream: dict[str, Any], stem: str, head: str) -> None:
-        self._shared: dict[str, Any] = {
+        self._shared = {
             "stem": choice("model.stem", stem, STEMS),
             "head": choice("model.head", head, HEADS),
         }

@@ -55,7 +55,7 @@ class TwoLayerCNNs:
         self.init_std = number("model.init_std", init_std, above=0)
 
     def identity(self, stage: Stage) -> dict[str, object]:
-        """What a stage's result depends on."""
+        """The settings that a stage's result depends on: both tasks train networks of one kind."""
         return {"filters": self.filters, "init_std": self.init_std}
 
     @property

@@ -2,11 +2,11 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TypedDict, Unpack
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -67,7 +67,7 @@ class MinibatchOptimizer(ABC):
         weight_decay: of weights with more than one dimension; biases and norms have none.
         schedule: `cosine`, down to zero, or `constant`.
         warmup_epochs: over which the step size grows linearly from zero.
-        inherited_lr_scale: what the step size of tensors that inherited anything is multiplied by, fresh parts too.
+        inherited_lr_scale: what the step size of each inherited number is multiplied by.
 
     Raises:
         ValueError: an argument that is out of range, named by its configuration key.
@@ -96,16 +96,18 @@ class MinibatchOptimizer(ABC):
     def make(self, groups: list[dict[str, object]]) -> Optimizer:
         """The optimizer of some groups of parameters."""
 
-    def configure(self, model: nn.Module, *, inherited: Collection[str], steps: int, epochs: int) -> Configured:
+    def configure(self, model: nn.Module, *, inherited: Mapping[str, Tensor], steps: int, epochs: int) -> Configured:
         """What Lightning's `configure_optimizers` returns.
 
         Args:
             model: what is trained.
-            inherited: names of the tensors that inherited something.
+            inherited: a mask of what was inherited, for each tensor that has any.
             steps: of the whole training.
             epochs: of the whole training.
         """
-        optimizer = self.make(self._groups(model, inherited))
+        optimizer = self.make(self._groups(model))
+        if self._inherited_lr_scale != 1 and inherited:
+            _scale_steps(optimizer, model, inherited, self._inherited_lr_scale)
         warmup = self._warmup_epochs * steps / epochs
 
         def factor(step: int) -> float:
@@ -116,21 +118,36 @@ class MinibatchOptimizer(ABC):
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
-    def _groups(self, model: nn.Module, inherited: Collection[str]) -> list[dict[str, object]]:
-        groups: dict[tuple[bool, bool], Group] = {}
+    def _groups(self, model: nn.Module) -> list[dict[str, object]]:
+        groups: dict[bool, Group] = {}
         exempt: Collection[str] = getattr(model, "no_weight_decay", set)()  # timm: position embeddings and their like
         for name, parameter in model.named_parameters():
-            decays, is_inherited = parameter.dim() > 1 and name not in exempt, name in inherited
-            group = groups.setdefault(
-                (decays, is_inherited),
-                {
-                    "params": [],
-                    "lr": self.lr * (self._inherited_lr_scale if is_inherited else 1.0),
-                    "weight_decay": self._weight_decay if decays else 0.0,
-                },
-            )
+            decays = parameter.dim() > 1 and name not in exempt
+            weight_decay = self._weight_decay if decays else 0.0
+            group = groups.setdefault(decays, {"params": [], "lr": self.lr, "weight_decay": weight_decay})
             group["params"].append(parameter)
         return [{**group} for group in groups.values()]
+
+
+def _scale_steps(optimizer: Optimizer, model: nn.Module, inherited: Mapping[str, Tensor], scale: float) -> None:
+    """Let each step move inherited numbers by a share of what it would: as if their step size were scaled.
+
+    That is the same for every optimizer whose step is proportional to its step size, weight decay included.
+    """
+    parts = [(parameter, inherited[name]) for name, parameter in model.named_parameters() if name in inherited]
+    before: list[Tensor] = []
+
+    def keep(*_: object) -> None:
+        before[:] = [parameter.detach().clone() for parameter, _ in parts]
+
+    @torch.no_grad()
+    def shorten(*_: object) -> None:
+        for (parameter, mask), start in zip(parts, before, strict=True):
+            shorter = start + scale * (parameter - start)
+            parameter.copy_(torch.where(mask.to(parameter.device), shorter, parameter))
+
+    optimizer.register_step_pre_hook(keep)
+    optimizer.register_step_post_hook(shorten)
 
 
 class SGD(MinibatchOptimizer):

@@ -132,14 +132,15 @@ class ImageTask(StageData):
         """In order."""
         return self._loader("test", self._in_order("test"))
 
-    def calibration_batches(self, device: torch.device) -> Iterator[Tensor]:
-        """Some training images as the network sees them."""
+    def calibration_batches(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some training images as the network sees them, without augmentation, and their labels."""
         part = self.parts["train"]
         order = self.stream("calibration").permutation(len(part.index_N))
         for number in range(min(_CALIBRATION_BATCHES, len(order) // self.batch_size)):
             chosen_B = torch.from_numpy(order[number * self.batch_size : (number + 1) * self.batch_size])
             pixels = part.pixels(chosen_B).to(device)
-            yield self._seen(pixels, int(self.stream("calibration", number).integers(2**63)), augment=False)
+            key = int(self.stream("calibration", number).integers(2**63))
+            yield self._seen(pixels, key, augment=False), part.labels_N[chosen_B].to(device)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augmentation, noise, size and normalization, on the device that the batch is on."""

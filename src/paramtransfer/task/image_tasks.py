@@ -88,7 +88,10 @@ class ImageTasks(ABC):
         network = self.model.build(data["downstream"])
         if transfer.needs_upstream:
             upstream = self.model.upstream(None, data["upstream"])
-            transfer(upstream, network, seed=seed)
+            if transfer.needs_images:
+                transfer(upstream, network, seed=seed, images=lambda device: [_probe(data["downstream"], device)])
+            else:
+                transfer(upstream, network, seed=seed)
             if self.model.weights is None:
                 _takes(upstream, self.model.names["upstream"], data["upstream"].view.size)
         _takes(network, self.model.names["downstream"], data["downstream"].view.size)
@@ -181,6 +184,12 @@ class ImageTasks(ABC):
 def _fixed_noise(std: float, split: str, seed: int) -> FixedNoise | None:
     """The noise that belongs to the images of a split; None without noise."""
     return FixedNoise(std=std, seed=int(stream(f"noise of {split}", seed=seed).integers(2**63))) if std else None
+
+
+def _probe(data: ImageTask, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Empty images of the size that networks see, two of each class."""
+    labels_B = torch.arange(2 * len(data.classes), device=device) // 2
+    return torch.zeros(len(labels_B), 3, data.view.size, data.view.size, device=device), labels_B
 
 
 def _takes(network: nn.Module, name: str, size: int) -> None:

@@ -5,7 +5,8 @@ Shape letters: B images of a batch, N test images.
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,12 @@ class Supervised(StageModule):
     """Trains a network to tell classes apart.
 
     Attributes:
-        inherited: names of the tensors that inherited something; set by the transfer.
+        inherited: a mask of what was inherited, for each tensor that has any; set by the transfer.
         hits: after testing, which test images are right: (1, N) of bool.
         metrics: after fitting, what is known only then.
     """
 
-    inherited: Collection[str] = ()
+    inherited: Mapping[str, Tensor] = MappingProxyType({})
 
     def __init__(
         self, *, model: nn.Module, optim: MinibatchOptimizer, label_smoothing: float, mixup: float, cutmix: float

@@ -1,21 +1,42 @@
 """The Lightning callback that lets a fresh model inherit before its first step."""
 
 import copy
-from typing import Any
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
+from paramtransfer.transfer.core import is_transformer, unwrap
+from paramtransfer.transfer.levels import ImageData, explained_variance
+from paramtransfer.transfer.reader import head_of
 from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.rules import TransferRule
+from paramtransfer.transfer.start import match
+
+
+@dataclass
+class _Inheritance:
+    """What one module was given."""
+
+    start: dict[str, Tensor]
+    """The state that it starts from."""
+    report: Report
+    body: dict[str, Tensor]
+    """Masks of the parameters that a head trained alone leaves as they are."""
+    inherited: dict[str, Tensor]
+    """Masks of the parameters that inherited something."""
 
 
 class ParameterTransfer(Callback):
-    """Applies a transfer rule to `module.model` before its optimizer is made; `report` says what it did.
+    """Applies a transfer rule to `module.model` before its optimizer is made; `report` says what it did, last.
 
-    The module is told the names of the tensors that inherited something, as its attribute `inherited`.
+    The module is told which numbers are inherited, as its attribute `inherited`: a mask for each tensor that has any.
+    Each module that is fitted inherits once: a second fit goes on with what was trained.
 
     Args:
         rule: what is inherited and how.
@@ -29,45 +50,109 @@ class ParameterTransfer(Callback):
         self._rule = rule
         self._upstream = upstream
         self._seed = seed
-        self._start: dict[str, Tensor] = {}
-        self._held: dict[str, Tensor] = {}
+        self._inheritances: WeakKeyDictionary[LightningModule, _Inheritance] = WeakKeyDictionary()
+
+    def preview(self, model: nn.Module, data: object) -> Report:
+        """What a model would inherit, without any training; with images, how much of the upstream's features arrives.
+
+        Args:
+            model: left as it is.
+            data: the downstream's data module.
+        """
+        state, report = self._inherit(model, data)
+        if not isinstance(data, ImageData) or not report.masks or is_transformer(unwrap(model).network):
+            return report
+        made = copy.deepcopy(model)
+        made.load_state_dict(state)
+        images = data.calibration_batches(torch.device("cpu"))
+        return Report(report.rows, explained=explained_variance(self._upstream, made, images))
+
+    def _inherit(self, model: nn.Module, data: object) -> tuple[dict[str, Tensor], Report]:
+        if not self._rule.needs_images:
+            return self._rule(self._upstream, model, seed=self._seed)
+        images = _image_data(data, self._rule.label).calibration_batches
+        return self._rule(self._upstream, model, seed=self._seed, images=images)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit" or hasattr(self, "report"):  # once: a second fit goes on with what was trained
+        if stage != "fit" or pl_module in self._inheritances:
             return
-        model: Any = pl_module.model
-        self._start, self.report = self._rule(self._upstream, model, seed=self._seed)
-        if self._rule.freeze_epochs:
-            self._held = self._inherited_elements(model)
-        model.load_state_dict(self._start)
-        pl_module.inherited = self.report.inherited  # type: ignore[assignment]
-
-    def _inherited_elements(self, model: nn.Module) -> dict[str, Tensor]:
-        """Where each tensor inherits: the rule applied to a model of ones and one of zeros."""
-        ones, zeros = copy.deepcopy(self._upstream), copy.deepcopy(model)
-        for filled, value in ((ones, 1), (zeros, 0)):
-            for tensor in filled.state_dict().values():
-                tensor.fill_(value)
-        return {name: mask.bool() for name, mask in self._rule(ones, zeros, seed=self._seed)[0].items() if mask.any()}
+        model, start, data = _model(pl_module), self._rule.start, _data_of(trainer)
+        if start.recalibrate:
+            _image_data(data, "transfer.batchnorm=recalibrate")
+        if start.match_steps:
+            _image_data(data, f"transfer.match_steps={start.match_steps}")
+        state, report = self._inherit(model, data)
+        model.load_state_dict(state)
+        parameters = dict(model.named_parameters())
+        head = head_of(model) if start.head_epochs else frozenset[str]()
+        if start.head_epochs and not head:
+            raise ValueError(f"transfer.head_epochs={start.head_epochs}: must be 0, {type(model).__name__} has no head")
+        self.report = report
+        self._inheritances[pl_module] = _Inheritance(
+            start=state,
+            report=report,
+            body={n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items() if head and n not in head},
+            inherited={name: mask for name, mask in report.masks.items() if name in parameters},
+        )
+        pl_module.inherited = report.masks  # type: ignore[assignment]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._rule.recalibrate and trainer.ckpt_path is None:
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            if not hasattr(data, "calibration_batches"):
-                raise ValueError(
-                    "transfer.batchnorm=recalibrate: must be inherit or reset without an ImageTask as data"
-                )
-            model: Any = pl_module.model
-            with torch.random.fork_rng():
-                torch.manual_seed(self._seed)  # of dropout and its like
+        start, model = self._rule.start, _model(pl_module)
+        if trainer.ckpt_path is not None or not (start.recalibrate or start.match_steps):
+            return
+        data = _image_data(_data_of(trainer), "transfer")
+        with torch.random.fork_rng():
+            torch.manual_seed(self._seed)  # of dropout and its like
+            if start.recalibrate:
                 update_bn(data.calibration_batches(pl_module.device), model)
+            if start.match_steps:
+                upstream = self._upstream.to(pl_module.device)
+                match(upstream, model, data.calibration_batches(pl_module.device), steps=start.match_steps)
+        self._inheritances[pl_module].start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        """Norms that are held may normalize as in tests."""
+        if self._rule.start.frozen_norms == "eval":
+            held = self._held(trainer, pl_module)
+            for name, module in _model(pl_module).named_modules():
+                if isinstance(module, _BatchNorm):
+                    mask = held.get(f"{name}.weight")
+                    module.train(mask is None or not bool(mask.all()))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """What is held gathers no momentum."""
+        held = self._held(trainer, pl_module)
+        for name, parameter in _model(pl_module).named_parameters():
+            if name in held and parameter.grad is not None:
+                parameter.grad.masked_fill_(held[name].to(parameter.device), 0)
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """What is held goes back to where it started, bit for bit."""
-        if self._held and trainer.current_epoch < self._rule.freeze_epochs:
-            model: Any = pl_module.model
-            state = model.state_dict()
-            for name, mask in self._held.items():
-                tensor = state[name]
-                tensor.copy_(torch.where(mask.to(tensor.device), self._start[name].to(tensor.device), tensor))
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        """What is held goes back to where it started, bit for bit, from weight decay too."""
+        held = self._held(trainer, pl_module)
+        for name, parameter in _model(pl_module).named_parameters():
+            if name in held:
+                start = self._inheritances[pl_module].start[name].to(parameter.device)
+                parameter.copy_(torch.where(held[name].to(parameter.device), start, parameter))
+
+    def _held(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
+        """Masks of what is held in this epoch: parameters alone, for statistics have to follow the images."""
+        inheritance = self._inheritances[pl_module]
+        if trainer.current_epoch < self._rule.start.head_epochs:
+            return inheritance.body
+        return inheritance.inherited if trainer.current_epoch < self._rule.start.freeze_epochs else {}
+
+
+def _model(pl_module: LightningModule) -> nn.Module:
+    model: nn.Module = pl_module.model  # type: ignore[assignment]
+    return model
+
+
+def _data_of(trainer: Trainer) -> object:
+    return getattr(trainer, "datamodule", None)
+
+
+def _image_data(data: object, key: str) -> ImageData:
+    if not isinstance(data, ImageData):
+        raise ValueError(f"{key}: must be left out without an ImageTask as data, whose images it needs")
+    return data

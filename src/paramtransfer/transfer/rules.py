@@ -3,36 +3,52 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from paramtransfer.checks import choice, refusal, share, whole
 from paramtransfer.stage import Stage
 from paramtransfer.transfer.apply import inherit
 from paramtransfer.transfer.blocks import plan_blocks
-from paramtransfer.transfer.plan import BATCHNORM, CHANNELS, plan_filters, plan_nothing
+from paramtransfer.transfer.levels import Images
+from paramtransfer.transfer.plan import BATCHNORM, CHANNELS, UNITS, plan_filters, plan_nothing
 from paramtransfer.transfer.report import Report
+from paramtransfer.transfer.scores import NEEDS_IMAGES, SELECT, score_channels
 from paramtransfer.transfer.select import Selection
+from paramtransfer.transfer.start import Start
 
 
 class TransferRule(Protocol):
-    """What is inherited and how; a rule of your own needs these names."""
+    """What is inherited and how; a rule of your own needs these names, and has those with values by subclassing it."""
 
     alpha: float
     """The share of filters inherited, which the theory is evaluated at."""
     label: str
     """What is inherited, in a few words, for the names of runs."""
-    needs_upstream: bool
-    freeze_epochs: int
-    """How long what was inherited is held as it is."""
-    recalibrate: bool
-    """Whether batch norm statistics are measured on the downstream's images before training."""
+    needs_upstream: bool = True
+    needs_images: bool = False
+    """Whether it looks at the target's training images, and is then called with them as `images`."""
+    start: Start = Start()
+    """What happens before and while the training begins."""
 
-    def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:
+    def __call__(
+        self, upstream: nn.Module, downstream: nn.Module, *, seed: int, images: Images | None = None
+    ) -> tuple[dict[str, Tensor], Report]:
         """The downstream model's start and the account of it, from the trained and the fresh model, both unchanged."""
 
 
 class Filters:
-    """The share `alpha` of every layer's filters is inherited (Algorithm 1); see `plan_filters` for the rest.
+    """The share `alpha` of every layer's filters is inherited (Algorithm 1).
+
+    Args:
+        alpha: that share.
+        unit: see `plan_filters`.
+        select: which filters: `random` (the paper), or those with the largest `norm`, scale in their batch norm
+            (`batchnorm`), mean output on the target's images (`activation`), or those that tell the target's classes
+            apart best (`aligned`).
+        channels: see `plan_filters`.
+        batchnorm: see `plan_filters`.
+        freeze_epochs: see `Start`, and for the others.
 
     Raises:
         ValueError: an argument that is out of range, named by its configuration key.
@@ -44,27 +60,48 @@ class Filters:
         self,
         *,
         alpha: float,
-        channels: str = "independent",
+        unit: str = "auto",
+        select: str = "random",
+        channels: str = "auto",
         batchnorm: str = "inherit",
         freeze_epochs: int = 0,
+        frozen_norms: str = "train",
+        head_epochs: int = 0,
+        match_steps: int = 0,
     ) -> None:
         self.alpha = share("alpha", alpha)
-        self.freeze_epochs = whole("transfer.freeze_epochs", freeze_epochs, at_least=0)
+        self.unit = choice("transfer.unit", unit, UNITS)
+        self.select = choice("transfer.select", select, SELECT)
         self.channels = choice("transfer.channels", channels, CHANNELS)
         self.batchnorm = choice("transfer.batchnorm", batchnorm, BATCHNORM)
-        self.recalibrate = batchnorm == "recalibrate"
-        others = [value for value in (channels, batchnorm) if value not in (CHANNELS[0], BATCHNORM[0])]
-        self.label = " ".join([f"α={alpha:g}", *others])
+        self.start = Start(
+            head_epochs=head_epochs,
+            freeze_epochs=freeze_epochs,
+            frozen_norms=frozen_norms,
+            match_steps=match_steps,
+            recalibrate=batchnorm == "recalibrate",
+        )
+        self.needs_images = select in NEEDS_IMAGES
+        usual = (UNITS[0], SELECT[0], CHANNELS[0], BATCHNORM[0])
+        given = (unit, select, channels, batchnorm)
+        others = [value for value, default in zip(given, usual, strict=True) if value != default]
+        self.label = " ".join(filter(None, [f"α={alpha:g}", *others, self.start.label]))
+
+    def __call__(
+        self, upstream: nn.Module, downstream: nn.Module, *, seed: int, images: Images | None = None
+    ) -> tuple[dict[str, Tensor], Report]:
+        plan = plan_filters(upstream, downstream, unit=self.unit, channels=self.channels, batchnorm=self.batchnorm)
+        device = next((tensor.device for tensor in upstream.parameters()), torch.device("cpu"))
+        scores = score_channels(self.select, plan, upstream, None if images is None else images(device))
+        selection = Selection(alpha=self.alpha, seed=seed, scores=scores)
+        return inherit(plan, upstream.state_dict(), downstream.state_dict(), selection)
 
     def identity(self, stage: Stage) -> dict[str, object]:
-        """What the downstream's result depends on."""
-        names = ("alpha", "channels", "batchnorm", "freeze_epochs")
-        return {name: getattr(self, name) for name in names}
-
-    def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:
-        plan = plan_filters(upstream, downstream, channels=self.channels, batchnorm=self.batchnorm)
-        select = Selection(alpha=self.alpha, seed=seed)
-        return inherit(plan, upstream.state_dict(), downstream.state_dict(), select)
+        """The settings that a stage's result depends on, under their configuration keys: the downstream's alone."""
+        if stage != "downstream":
+            return {}
+        own = {"alpha": self.alpha, "unit": self.unit, "select": self.select}
+        return {**own, "channels": self.channels, "batchnorm": self.batchnorm, **self.start.identity()}
 
 
 class Layers:
@@ -75,6 +112,7 @@ class Layers:
         into: the downstream's block for each of them; None for the same positions.
         also: other parts to inherit, such as `patch_embed`.
         freeze_epochs: for how many epochs they are held as they are.
+        head_epochs: for how many epochs the head is trained alone.
         alpha: None: the share of filters is for `transfer=filters`.
 
     Raises:
@@ -82,7 +120,7 @@ class Layers:
     """
 
     needs_upstream = True
-    recalibrate = False
+    needs_images = False
 
     def __init__(
         self,
@@ -91,6 +129,7 @@ class Layers:
         into: Sequence[int] | None = None,
         also: Sequence[str] = (),
         freeze_epochs: int = 0,
+        head_epochs: int = 0,
         alpha: None = None,
     ) -> None:
         if alpha is not None:
@@ -101,17 +140,22 @@ class Layers:
         if len(self.into) != len(self.layers):
             raise refusal("transfer.into", into, f"as many blocks as transfer.layers={self.layers}")
         self.also = list(also)
-        self.label = f"blocks={','.join(map(str, self.layers))}"
-        self.freeze_epochs = whole("transfer.freeze_epochs", freeze_epochs, at_least=0)
+        self.start = Start(freeze_epochs=freeze_epochs, head_epochs=head_epochs)
+        self.label = " ".join(filter(None, [f"blocks={','.join(map(str, self.layers))}", self.start.label]))
 
-    def identity(self, stage: Stage) -> dict[str, object]:
-        """What the downstream's result depends on."""
-        return {name: getattr(self, name) for name in ("layers", "into", "also", "freeze_epochs")}
-
-    def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:
+    def __call__(
+        self, upstream: nn.Module, downstream: nn.Module, *, seed: int, images: Images | None = None
+    ) -> tuple[dict[str, Tensor], Report]:
         plan = plan_blocks(upstream, downstream, layers=self.layers, into=self.into, also=self.also)
         select = Selection(alpha=self.alpha, seed=seed)
         return inherit(plan, upstream.state_dict(), downstream.state_dict(), select)
+
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """The settings that a stage's result depends on, under their configuration keys: the downstream's alone."""
+        if stage != "downstream":
+            return {}
+        start = {"freeze_epochs": self.start.freeze_epochs, "head_epochs": self.start.head_epochs}
+        return {"layers": self.layers, "into": self.into, "also": self.also, **start}
 
 
 def _positions(key: str, values: Sequence[int]) -> list[int]:
@@ -129,8 +173,14 @@ class Nothing:
     alpha = 0.0
     label = "nothing inherited"
     needs_upstream = False
-    freeze_epochs = 0
-    recalibrate = False
+    needs_images = False
+    start = Start()
 
-    def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> tuple[dict[str, Tensor], Report]:
+    def __call__(
+        self, upstream: nn.Module, downstream: nn.Module, *, seed: int, images: Images | None = None
+    ) -> tuple[dict[str, Tensor], Report]:
         return inherit(plan_nothing(downstream), {}, downstream.state_dict(), Selection(alpha=0.0, seed=seed))
+
+    def identity(self, stage: Stage) -> dict[str, object]:
+        """Nothing: there are no settings."""
+        return {}
