@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from paramtransfer.transfer.reader import read_layout
 
+_RIDGES = (1e-4, 1e-2, 1.0)
+"""Penalties of the regression, in units of the mean square of its inputs; the best one counts."""
+
 Labelled = tuple[Tensor, Tensor]
 """Images (B, C, H, W) as a network sees them, and their labels (B,)."""
 Images = Callable[[torch.device], Iterable[Labelled]]
@@ -29,7 +32,7 @@ class ImageData(Protocol):
 def common_levels(upstream: nn.Module, downstream: nn.Module) -> dict[str, tuple[str, str]]:
     """By a name of each level that both networks have: the modules whose inputs are its output, upstream's first."""
     theirs, ours = read_layout(upstream), read_layout(downstream)
-    last = {layer.level: layer.name for layer in ours.layers if layer.filters is not None}
+    last = {layer.level: layer.name for layer in ours.layers if layer.filters is not None and layer.role == "main"}
     ends = {level: name for level, name in ours.level_ends.items() if level in theirs.level_ends}
     if max(ours.level_ends, default=0) != max(theirs.level_ends, default=0):
         ends = {level: name for level, name in ends.items() if level < max(ends)}  # not what a head is given
@@ -122,10 +125,12 @@ class _Regression:
         """1 - sum of squared errors / sum of squares about the mean; at least 0."""
         if self._sums[0] is None or self._sums[1] is None:
             return float("nan")
-        xx, xy, _ = self._sums[0]
-        ridge = 1e-3 * xx.diagonal().mean() * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
-        coefficients = torch.linalg.solve(xx + ridge, xy)
-        xx, xy, (first, second) = self._sums[1]
-        errors = second - 2 * (coefficients * xy).sum(0) + (coefficients * (xx @ coefficients)).sum(0)
+        (fit_xx, fit_xy, _), (xx, xy, (first, second)) = self._sums[0], self._sums[1]
         about_mean = second - first.square() / xx[-1, -1]
-        return max(0.0, 1 - float(errors.sum() / about_mean.sum()))
+        shares = [0.0]
+        for ridge in _RIDGES:
+            penalty = ridge * fit_xx.diagonal().mean() * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
+            coefficients = torch.linalg.solve(fit_xx + penalty, fit_xy)
+            errors = second - 2 * (coefficients * xy).sum(0) + (coefficients * (xx @ coefficients)).sum(0)
+            shares.append(1 - float(errors.sum() / about_mean.sum()))
+        return max(shares)

@@ -65,8 +65,9 @@ def by_block(here: Layout, there: Layout) -> Partners | None:
     found = False
     for kind in dict.fromkeys(cell.kind for cell in ours):
         mine, its = ([cell for cell in cells if cell.kind == kind] for cells in (ours, theirs))
+        second = _follows_its_like(mine[0], ours)
         for position, cell in enumerate(mine):
-            partner = _spaced(cell, position, len(mine), its)
+            partner = _spaced(cell, position + second, len(mine) + second, its, second)
             if partner is not None:
                 partners |= _within(cell, partner)
                 found = found or cell.layers[0].block is not None or not residual[0]
@@ -80,9 +81,28 @@ def _cells(layout: Layout) -> list[_Cell]:
     return [_Cell(layers) for layers in cells.values()]
 
 
-def _spaced(cell: _Cell, position: int, count: int, theirs: Sequence[_Cell]) -> _Cell | None:
-    """The cell at the same share of the way from the first to the last, of those that change the width as it does."""
-    ideal = position * (len(theirs) - 1) / (count - 1) if count > 1 else 0
+def _follows_its_like(block: _Cell, cells: Sequence[_Cell]) -> bool:
+    """Whether a level begins with the layers of such a block, but for its sum: the strided first one of MobileNets."""
+    first = block.layers[0]
+    if first.block is None:
+        return False
+    index = cells.index(block)
+    before = {
+        cell.layers[0].kind
+        for cell in cells[:index]
+        if cell.layers[0].level == first.level and cell.layers[0].filters is not None
+    }
+    return bool(before) and before <= {layer.kind for layer in block.layers}
+
+
+def _spaced(cell: _Cell, position: int, count: int, theirs: Sequence[_Cell], second: bool) -> _Cell | None:
+    """The cell at the same share of the way from the first to the last, of those that change the width as it does.
+
+    Args:
+        second: whether position 0 is that of a block which is not among them, on both sides.
+    """
+    last = len(theirs) - 1 + second
+    ideal = position * last / (count - 1) - second if count > 1 else 0
     alike = [index for index, other in enumerate(theirs) if other.enters == cell.enters]
     return theirs[min(alike, key=lambda index: (abs(index - ideal), index))] if alike else None
 
