@@ -14,6 +14,7 @@ from paramtransfer.stage import SIDES, Stage
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.results import Result
 from paramtransfer.tracking.store import Store
+from paramtransfer.transfer.callback import ParameterTransfer
 from paramtransfer.transfer.report import Report
 
 RANKS = "ranks"
