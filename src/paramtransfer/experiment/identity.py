@@ -141,7 +141,11 @@ def _imports(name: str, path: Path) -> list[str]:
     """The modules that a module imports, wherever in it; a name imported from a package may be one itself."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: dict[str, None] = {}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    of_types = {id(inner) for node in nodes if _is_for_types(node) for inner in ast.walk(node)}
+    for node in nodes:
+        if id(node) in of_types:
+            continue
         if isinstance(node, ast.Import):
             found |= dict.fromkeys(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -152,6 +156,10 @@ def _imports(name: str, path: Path) -> list[str]:
                 inner = f"{module}.{alias.name}"
                 found[inner if _source(inner) else module] = None
     return list(found)
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 @cache

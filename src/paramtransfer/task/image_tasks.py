@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,14 +18,8 @@ from paramtransfer.randomness import stream
 from paramtransfer.stage import SIDES, Side, Stage
 from paramtransfer.task.image_data import ImageTask, Part, View
 
-
-class Inheritance(Protocol):
-    """What a pair of tasks has to know of a transfer rule."""
-
-    needs_upstream: bool
-
-    def __call__(self, upstream: nn.Module, downstream: nn.Module, *, seed: int) -> object:
-        """Let the downstream network inherit."""
+if TYPE_CHECKING:  # an edit of a rule repeats no upstream
+    from paramtransfer.transfer.rules import TransferRule
 
 
 class ImageTasks(ABC):
@@ -78,7 +72,7 @@ class ImageTasks(ABC):
         self.padding = whole("task.padding", padding, at_least=0)
         self.input_size = None if input_size is None else whole("task.input_size", input_size, at_least=1)
 
-    def check(self, transfer: Inheritance, seed: int, replicates: int) -> None:
+    def check(self, transfer: "TransferRule", seed: int, replicates: int) -> None:
         """Refuse now what the data or the transfer would refuse later.
 
         Raises:

@@ -1,12 +1,15 @@
 """All classes of a dataset; the source is another dataset, or weights from elsewhere (Section 6, Figure 4)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paramtransfer.checks import refusal
 from paramtransfer.dataset.images import Images
 from paramtransfer.stage import Side, Stage
-from paramtransfer.task.image_tasks import ImageTasks, Inheritance
+from paramtransfer.task.image_tasks import ImageTasks
+
+if TYPE_CHECKING:
+    from paramtransfer.transfer.rules import TransferRule
 
 
 class Whole(ImageTasks):
@@ -37,7 +40,7 @@ class Whole(ImageTasks):
                 del own["dataset"]
         return own
 
-    def check(self, transfer: Inheritance, seed: int, replicates: int) -> None:
+    def check(self, transfer: "TransferRule", seed: int, replicates: int) -> None:
         """Refuse an upstream that would learn the target's own images, and what `ImageTasks` refuses.
 
         Raises:
