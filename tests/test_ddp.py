@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TINY
 from image_files import write_folder
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from paramtransfer.errors import ConfigError
 from paramtransfer.experiment.run import run
@@ -68,7 +70,7 @@ def test_two_ranks_train_as_one(tmp_path: Path, job: Fixture, monkeypatch: pytes
     results = run(job(*more), together, tags={})
     assert addresses == {LOOPBACK}
     assert sizes == {4}
-    assert len(together.runs("tags.stage != ''")) == len(results) == 3
+    assert len(list(together.runs("tags.stage != ''"))) == len(results) == 3
     for stage, result in results.items():
         assert together.client.get_run(result.run_id).info.status == "FINISHED"
         for name, tensor in expected[stage].state.items():
@@ -92,3 +94,17 @@ def test_what_ranks_cannot_share(overrides: list[str], reason: str, tmp_path: Pa
     where = [f"dataset.root={write_folder(tmp_path, train=14, test=4)}"] if "task=class_split" in overrides else []
     with pytest.raises(ConfigError, match=reason):
         compose_job("trainer.accelerator=cpu", *overrides, *where)
+
+
+@pytest.mark.parametrize("overrides", [(), ("trainer=ddp", "trainer.accelerator=cpu")], ids=["one device", "two"])
+def test_rank_is_what_the_job_says(
+    overrides: tuple[str, ...], tmp_path: Path, job: Fixture, compose_job: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher's variables make no follower of a process that was asked for a job of its own: the curves are kept."""
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # Lightning's own reading of such variables at its import
+    for name in ("SLURM_PROCID", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "JSM_NAMESPACE_RANK"):
+        monkeypatch.setenv(name, "1")
+    store = Store(tmp_path)
+    made = job(*overrides, "transfer=none") if overrides else compose_job(*TINY, "transfer=none", "trainer=cpu")
+    for result in run(made, store, tags={}).values():
+        assert len(store.history(result.run_id, "train/loss")) > 1

@@ -1,7 +1,5 @@
 """A Lightning logger that writes to one MLflow run in batches: a call costs microseconds, not a round trip."""
 
-from lightning_fabric.loggers.logger import rank_zero_experiment
-from lightning_utilities.core.rank_zero import rank_zero_only
 from mlflow import MlflowClient
 from pytorch_lightning.loggers import Logger
 
@@ -9,7 +7,10 @@ from paramtransfer.tracking.outbox import Outbox
 
 
 class BufferedLogger(Logger):
-    """Leaves metrics to a run's outbox; the run's life is its owner's business, not the logger's."""
+    """Leaves metrics to a run's outbox; the run's life is its owner's business, not the logger's.
+
+    Rank 0 of a job alone has one.
+    """
 
     def __init__(self, client: MlflowClient, outbox: Outbox) -> None:
         super().__init__()
@@ -17,7 +18,6 @@ class BufferedLogger(Logger):
         self._outbox = outbox
 
     @property
-    @rank_zero_experiment
     def experiment(self) -> MlflowClient:
         return self._client
 
@@ -32,11 +32,9 @@ class BufferedLogger(Logger):
     def log_hyperparams(self, *args: object, **kwargs: object) -> None:
         """Parameters are written when the run is created."""
 
-    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self._outbox.log(metrics, step or 0)
 
-    @rank_zero_only
     def flush(self) -> None:
         """What was logged so far is in the store or, if that is away, on disk. (Lightning calls `save` every step.)"""
         self._outbox.try_to_deliver()

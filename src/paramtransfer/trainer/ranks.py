@@ -32,11 +32,24 @@ _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 class _OneNode(LightningEnvironment):
-    """Lightning starts no processes: it would repeat the command line, and with it a whole sweep."""
+    """Ranks are what this job says, whatever a launcher has left in the environment.
+
+    Lightning starts no processes: it would repeat the command line, and with it a whole sweep.
+    """
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.set_global_rank(rank)
 
     @property
     def creates_processes_externally(self) -> bool:
         return True
+
+    def local_rank(self) -> int:
+        return self.global_rank()
+
+    def node_rank(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +94,7 @@ class Ranks:
 
     def environment(self) -> ClusterEnvironment:
         """How Lightning finds them."""
-        return SLURMEnvironment(auto_requeue=False) if self._by_srun else _OneNode()
+        return SLURMEnvironment(auto_requeue=False) if self._by_srun else _OneNode(self.rank)
 
     @contextmanager
     def leading(self, config: str, folder: Path, follower: Sequence[str]) -> Iterator[None]:
@@ -124,7 +137,7 @@ class Ranks:
         (self._folder / CONFIG).write_text(self._config)
         for rank in range(1, self.size):
             command = [*self._follower, str(self._folder), str(rank)]
-            self._processes.append(subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}))
+            self._processes.append(subprocess.Popen(command))
         self._join()
 
     def _join(self) -> None:
