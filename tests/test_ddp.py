@@ -11,6 +11,7 @@ from conftest import TINY
 from image_files import write_folder
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from paramtransfer.cli.job import FOLLOWER
 from paramtransfer.errors import ConfigError
 from paramtransfer.experiment.run import run
 from paramtransfer.tracking.store import Store
@@ -66,13 +67,14 @@ def test_two_ranks_train_as_one(tmp_path: Path, job: Fixture, monkeypatch: pytes
         return plain(self, batch, *args)
 
     monkeypatch.setattr(Supervised, "training_step", training_step)
+    _leave_ranks(monkeypatch)
     more = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.checkpoint_minutes=0"]
-    results = run(job(*more), together, tags={})
+    results = run(job(*more), together, tags={}, follower=FOLLOWER)
     assert addresses == {LOOPBACK}
     assert sizes == {4}
     assert len(list(together.runs("tags.stage != ''"))) == len(results) == 3
     for stage, result in results.items():
-        assert together.client.get_run(result.run_id).info.status == "FINISHED"
+        assert together.run(result.run_id).status == "FINISHED"
         for name, tensor in expected[stage].state.items():
             torch.testing.assert_close(result.state[name], tensor, rtol=0, atol=1e-5)
         curves, reference = points(together, result.run_id), points(alone, expected[stage].run_id)
@@ -96,15 +98,16 @@ def test_what_ranks_cannot_share(overrides: list[str], reason: str, tmp_path: Pa
         compose_job("trainer.accelerator=cpu", *overrides, *where)
 
 
-@pytest.mark.parametrize("overrides", [(), ("trainer=ddp", "trainer.accelerator=cpu")], ids=["one device", "two"])
-def test_rank_is_what_the_job_says(
-    overrides: tuple[str, ...], tmp_path: Path, job: Fixture, compose_job: Fixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rank_is_what_the_job_says(tmp_path: Path, compose_job: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A launcher's variables make no follower of a process that was asked for a job of its own: the curves are kept."""
+    _leave_ranks(monkeypatch)
+    store = Store(tmp_path)
+    for result in run(compose_job(*TINY, "transfer=none", "trainer=cpu"), store, tags={}).values():
+        assert len(store.history(result.run_id, "train/loss")) > 1
+
+
+def _leave_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a launcher that meant another job."""
     monkeypatch.setattr(rank_zero_only, "rank", 1)  # Lightning's own reading of such variables at its import
     for name in ("SLURM_PROCID", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "JSM_NAMESPACE_RANK"):
         monkeypatch.setenv(name, "1")
-    store = Store(tmp_path)
-    made = job(*overrides, "transfer=none") if overrides else compose_job(*TINY, "transfer=none", "trainer=cpu")
-    for result in run(made, store, tags={}).values():
-        assert len(store.history(result.run_id, "train/loss")) > 1

@@ -1,10 +1,16 @@
 """Image datasets, their splits, augmentation, and what is refused of them."""
 
+import errno
+import os
 import re
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -13,8 +19,10 @@ from image_files import NAMES, write_cifar, write_folder
 from PIL import Image
 from torchvision import datasets
 
+from paramtransfer.dataset import images
 from paramtransfer.dataset.augment import crop_and_flip, normalize, resize
 from paramtransfer.dataset.cifar import CIFAR
+from paramtransfer.dataset.decoding import Room, decode
 from paramtransfer.dataset.image_folder import ImageFolder
 from paramtransfer.errors import TrainingError
 from paramtransfer.model.network_pair import NetworkPair
@@ -25,9 +33,9 @@ from paramtransfer.task.image_data import Part
 SCALE: dict[str, Any] = {"mean": [1, 1, 1], "std": [1, 1, 1], "per_class": None}
 
 
-def folder(root: Path, **changes: Any) -> ImageFolder:
+def folder(root: Path | str, **changes: Any) -> ImageFolder:
     settings = {"size": 32, "test_share": 0.25, "split_seed": 0, "skip_bad": False, "in_memory": True}
-    where = {"root": str(root), "cache_dir": str(root.parent / "cache"), "num_workers": 0}
+    where = {"root": str(root), "cache_dir": str(Path(root).parent / "cache"), "num_workers": 0}
     return ImageFolder(**{**settings, **where, **SCALE, **changes})
 
 
@@ -142,26 +150,224 @@ def test_cifar_says_what_to_do_offline(tmp_path: Path, monkeypatch: pytest.Monke
         CIFAR(source=datasets.CIFAR10, root=str(tmp_path), download=True, **SCALE)
 
 
+def write(path: Path, image: Image.Image | None = None, **options: Any) -> Path:
+    """A file, and the folders above it; a colour for each name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = image or Image.new("RGB", (8, 8), tuple(crc32(bytes(path)).to_bytes(4, "big")[:3]))
+    image.save(path, **{"format": None if path.suffix in Image.registered_extensions() else "PNG", **options})
+    return path
+
+
+def tree(root: Path, *names: str) -> Path:
+    """Images at `names`, or empty files of other kinds; `*` stands for five images."""
+    root.mkdir(exist_ok=True)
+    for name in names:
+        for number in range(5) if "*" in name else (0,):
+            path = write(root / name.replace("*", f"{number}.png"))
+            if path.suffix != ".png":
+                path.write_bytes(b"")
+    return root
+
+
+RECOGNIZED = {
+    "wrapped": (["in/a/*", "in/b/*"], r"images are taken from in/", [8, 2]),
+    "capitals": (["Train/a/*", "Train/b/*", "Test/a/*", "Test/b/*"], r"Train is trained on, Test tested on", [10, 10]),
+    "training": (["training/a/*", "training/b/*", "testing/a/*", "testing/b/*"], r"training is trained on", [10, 10]),
+    "only train": (["train/a/*", "train/b/*"], r"no test folder: dataset\.test_share=0\.25 of train", [8, 2]),
+    "val aside": (["train/a/*", "train/b/*", "test/a/*", "test/b/*", "val/a/*"], r"val left aside", [10, 10]),
+    "one deeper": (["a/images/*", "b/images/*"], r"images one level deeper: 2 classes", [8, 2]),
+    "beside": (["a/*", "b/*", "loose.png"], r"1 images that lie in no class's folder are passed over", [8, 2]),
+    "a train": (["bus/*", "train/*"], "", [8, 2]),
+    "left behind": (
+        [*("a/*", "b/*", "a/._0.png", "@eaDir/*", "lost+found/*", "__MACOSX/a/*", ".ipynb_checkpoints/*")],
+        "",
+        [8, 2],
+    ),
+}
+
+
+@pytest.mark.parametrize("names", RECOGNIZED)
+def test_layouts_that_are_unambiguous(names: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Read, and said what was taken for what; what systems leave behind is no image."""
+    files, sentence, counts = RECOGNIZED[names]
+    dataset = folder(tree(tmp_path / "root", *files))
+    assert [len(part.labels_N) for part in (dataset.train, dataset.test)] == counts
+    assert list(dataset.classes) == (["bus", "train"] if names == "a train" else ["a", "b"])
+    assert re.search(sentence, caplog.text) if sentence else not caplog.text
+
+
+REFUSED = {
+    "no test": (["train/a/*", "train/b/*", "val/a/*"], r"it holds train and val: no test folder; rename val to test"),
+    "no train": (["test/a/*", "test/b/*"], r"it holds test, but no train folder"),
+    "two trains": (["train/a/*", "Training/a/*", "test/a/*"], r"it holds Training and train and test"),
+    "flat": (["1.png", "2.png"], r"it holds 2 images and no folder"),
+    "flat splits": (["train/*", "test/*"], r"test, train hold no folder for each class"),
+    "two levels": (["a/x/*", "a/y/*", "b/*"], r"a holds no images but folders, x, y: which are the classes\?"),
+    "one class": (["a/*"], r"all images are of one class, a"),
+    "two images": (["a/1.png", "a/2.png", "b/*"], r"class a has 2 images of at least three, one each to train"),
+    "no test image": (["train/a/*", "train/b/*", "test/a/*"], r"class b has no test image"),
+    "no images": (["a/no.txt", "b/1.eps"], r"no image is in any of a, b; passed over 1 \.txt, 1 \.eps"),
+    "kinds": (["a/*", "b/1.heic", "b/2.heic"], r"class b has no image; passed over 2 \.heic \(pip install pillow-heif"),
+    "empty": ([], r"it holds no folder"),
+}
+
+
+@pytest.mark.parametrize("names", REFUSED)
+def test_layouts_that_are_refused(names: str, tmp_path: Path) -> None:
+    """One sentence with what was seen."""
+    files, seen = REFUSED[names]
+    allowed = r"must be a folder with train/<class>/\* and test/<class>/\*, or <class>/\*"
+    with pytest.raises(ValueError, match=rf"^dataset\.root=\S*root: {allowed}: {seen}"):
+        folder(tree(tmp_path / "root", *files))
+
+
 @pytest.mark.parametrize(
-    ("fault", "sentence"),
+    ("changes", "sentence"),
     [
-        ("no folder", r"dataset\.root=\S*nowhere: must be a folder of images"),
-        ("empty folder", r"dataset\.root=\S*empty: must be a folder with one folder for each class"),
-        ("no images", r"dataset\.root=\S*: class bird must have at least one test image"),
-        ("broken", r"\S*cat/000\.png: cannot be decoded; .*skip_bad=true"),
+        ({"root": ""}, r"dataset\.root=: must be a folder; where the value is a variable of the shell, is it set\?"),
+        ({"root": "nowhere"}, r"dataset\.root=nowhere: must be a folder of images that can be read \(No such file"),
+        ({"test_share": 0}, r"dataset\.test_share=0\.0: must be above 0 and below 1, as \S*root has no test folder"),
+        ({"test_share": 1}, r"dataset\.test_share=1\.0: must be above 0 and below 1"),
+        ({"mean": [0.485, 0.456, 0.406]}, r"dataset\.mean=.*8-bit units, 0 to 255: multiply values of 0 to 1 by 255"),
+        ({"std": [0.229, 0.224, 0.225]}, r"dataset\.std=.*8-bit units"),
+        ({"mean": [1, 2]}, r"dataset\.mean=\[1, 2\]: must be three positive numbers"),
     ],
 )
-def test_bad_folders_are_refused(fault: str, sentence: str, tmp_path: Path) -> None:
-    """One sentence, naming the file or the class."""
-    root = write_folder(tmp_path / "root", train=2, test=1)
-    (tmp_path / "empty").mkdir()
-    if fault == "no images":
-        (root / "test" / "bird" / "000.png").unlink()
-    if fault == "broken":
-        (root / "train" / "cat" / "000.png").write_bytes(b"\x89PNG no more")
-    where = {"no folder": tmp_path / "nowhere", "empty folder": tmp_path / "empty"}.get(fault, root)
+def test_settings_of_a_folder_are_refused(changes: Any, sentence: str, tmp_path: Path) -> None:
+    """One sentence that names the key."""
     with pytest.raises(ValueError, match=rf"^{sentence}"):
-        _ = folder(where).train
+        folder(**{"root": tree(tmp_path / "root", "a/*", "b/*"), **changes})
+
+
+def test_few_images_of_a_class_are_split(tmp_path: Path) -> None:
+    """Whatever the share: one tests, two are left to train on and to choose by."""
+    for share in (0.01, 0.25, 0.99):
+        dataset = folder(tree(tmp_path / "root", "a/*", "b/1.png", "b/2.png", "b/3.png"), test_share=share)
+        assert torch.bincount(dataset.test.labels_N).min() == 1
+        assert torch.bincount(dataset.train.labels_N).min() == 2
+
+
+grey16 = Image.fromarray(np.full((8, 8), 100 << 8, np.uint16))
+clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+white = Image.new("RGB", (8, 8), "white")
+PIXELS: dict[str, tuple[str, Image.Image, dict[str, Any], int, str]] = {
+    "16 bits": ("png", grey16, {}, 100, ""),
+    "16 bits of a PGM": ("pgm", grey16.convert("I"), {}, 100, ""),
+    "32 bits": ("tiff", Image.fromarray(np.full((8, 8), 100 << 8, np.int32)), {}, 100, ""),
+    "12 bits": (
+        "png",
+        Image.fromarray(np.full((8, 8), 4095, np.uint16)),
+        {},
+        15,
+        "of 16 bits that use 12 of them at most",
+    ),
+    "0 to 1": ("tiff", Image.fromarray(np.full((8, 8), 0.4, np.float32)), {}, 102, ""),
+    "0 to 255": ("tiff", Image.fromarray(np.full((8, 8), 99.6, np.float32)), {}, 100, ""),
+    "transparent": ("png", clear, {}, 255, "with transparency"),
+    "transparent palette": ("png", clear.convert("RGB").quantize(2), {"transparency": 0}, 255, "with transparency"),
+    "opaque": ("png", Image.new("RGBA", (8, 8), (9, 9, 9, 255)), {}, 9, ""),
+    "frames": ("gif", white, {"save_all": True, "append_images": [clear]}, 255, "with several frames"),
+    "one bit": ("png", Image.new("1", (8, 8), 1), {}, 255, ""),
+    "JPEG 2000": ("jp2", Image.new("RGB", (8, 8), (7, 7, 7)), {}, 7, ""),
+    "CMYK": ("jpg", Image.new("CMYK", (8, 8), 0), {}, 255, ""),
+}
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+def test_pixels_are_what_people_see(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As 8-bit values, whatever the depth; what might not be meant is said, from the cache too."""
+    suffix, image, options, expected, note = PIXELS[kind]
+    tree(tmp_path / "root", "test/a/*", "test/b/*", "train/b/*")
+    write(tmp_path / "root" / "train" / "a" / f"0.{suffix}", image, **options)
+    for _ in range(2):
+        images._say.cache_clear()
+        caplog.clear()
+        assert folder(tmp_path / "root", size=8).train.pixels(torch.tensor([0])).unique().tolist() == [expected]
+        assert f"1 images {note}" in caplog.text if note else not caplog.text
+
+
+def bad_files(root: Path) -> dict[str, str]:
+    """Files that cannot be read in some way, with the reason."""
+    for name, content in {"empty": b"", "text": b"<html>", "cut": write(root / "whole.png").read_bytes()[:50]}.items():
+        (root / f"{name}.png").write_bytes(content)
+    (root / "eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (root / "link.png").symlink_to("nothing")
+    write(root / "huge.tif", Image.fromarray(np.full((8, 8), -1, np.int32)))
+    write(root / "nan.tif", Image.fromarray(np.full((8, 8), np.nan, np.float32)))
+    return {
+        "empty.png": "it is empty",
+        "text.png": "its content is no image of a kind that is read",
+        "cut.png": r"[\w ]*(truncated|broken)",
+        "eps.jpg": "its content is no image of a kind that is read",
+        "link.png": "a link to nothing",
+        "huge.tif": "its values are from -1 to -1: must be 0 to 65535 in whole numbers",
+        "nan.tif": "its values are from nan to nan: must be 0 to 1 or 0 to 255 in floating point",
+    }
+
+
+def test_files_that_cannot_be_decoded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Named with the reason and the number of others, or left out; a pipe is never opened."""
+    root = tree(tmp_path / "root", "test/a/*", "test/b/*", "train/a/*", "train/b/*")
+    reasons = bad_files(root / "train" / "a")
+    os.mkfifo(root / "train" / "a" / "pipe.png")
+    (root / "train" / "a" / "folder.png").mkdir()
+    (root / os.fsdecode(b"train/a/caf\xe9.png")).write_bytes((root / "train" / "a" / "whole.png").read_bytes())
+    for name, reason in reasons.items():
+        with pytest.raises(ValueError, match=rf"^{reason}"):
+            decode(root / "train" / "a" / name, 8)
+    with pytest.raises(ValueError, match=r"nor can 6 others; mend or remove them, or set dataset\.skip_bad=true$"):
+        _ = folder(root).train
+    for _ in range(2):
+        images._say.cache_clear()
+        caplog.clear()
+        assert len(folder(root, skip_bad=True).train.labels_N) == 12
+        assert re.search(r"7 images left out, the first \S*cut\.png: cannot be decoded \(", caplog.text)
+    assert "passed over 1 pipe or device" in caplog.text
+
+
+def test_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sentence, or left out."""
+    root = tree(tmp_path / "root", "test/a/*", "test/b/*", "train/a/*", "train/b/*")
+    plain = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path == root / "train" / "a" / "0.png":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(ValueError, match=r"^\S*train/a/0\.png: cannot be decoded \(Permission denied\); mend"):
+        _ = folder(root).train
+    assert len(folder(root, skip_bad=True).train.labels_N) == 9
+
+
+def test_copies_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One image with two labels, or trained on and tested on."""
+    root = tree(tmp_path / "root", "test/a/*", "test/b/*", "train/a/*", "train/b/*")
+    shutil.copy(root / "train" / "a" / "0.png", root / "train" / "b" / "copy.png")
+    shutil.copy(root / "train" / "b" / "1.png", root / "test" / "b" / "copy.png")
+    _ = folder(root).train
+    assert re.search(r"images are in two classes, byte for byte the same: train/a/0\.png and train/b/copy", caplog.text)
+    assert re.search(r"images are trained on and tested on, .* train/b/1\.png and test/b/copy\.png", caplog.text)
+
+
+def test_pixels_in_flight_are_bounded() -> None:
+    """However many threads decode; an image that is larger than the bound is decoded alone."""
+    room, now, most = Room(100), [0], [0]
+
+    def take(pixels: int) -> None:
+        with room.taken(pixels):
+            now[0] += pixels
+            most[0] = max(most[0], now[0])
+            time.sleep(0.001)
+            now[0] -= pixels
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(take, [30, 30, 30, 30, 50, 90, 100, 10] * 5))
+        assert 50 < most[0] <= 100
+        most[0] = 0
+        list(pool.map(take, [500, 10, 500]))
+        assert most[0] == 500
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -180,16 +386,12 @@ def test_streamed_image_that_ends_early(workers: int, tmp_path: Path) -> None:
         list(task.test_dataloader())
 
 
-def test_bad_images_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """With a count, also when they come from the cache."""
+def test_streamed_files_are_looked_at(tmp_path: Path) -> None:
+    """What is no image is refused before training, or left out."""
     root = write_folder(tmp_path / "root", train=2, test=1)
     (root / "train" / "cat" / "000.png").write_bytes(b"")
-    for _ in range(2):
-        caplog.clear()
-        assert len(folder(root, skip_bad=True).train.labels_N) == 19
-        assert re.search(r"1 images left out.*cat/000\.png", caplog.text)
     assert len(folder(root, skip_bad=True, in_memory=False).train.labels_N) == 19
-    with pytest.raises(ValueError, match=r"cat/000\.png: cannot be decoded"):
+    with pytest.raises(ValueError, match=r"cat/000\.png: cannot be decoded \(it is empty\)"):
         _ = folder(root, in_memory=False).train
 
 
@@ -209,9 +411,9 @@ def test_no_class_is_in_both_tasks_and_no_image_in_two_parts(root: Path, ratio: 
         train, val, test = (data.parts[part] for part in ("train", "val", "test"))
         assert not set(train.index_N.tolist()) & set(val.index_N.tolist())
         assert torch.bincount(val.labels_N).tolist() == [3, 3]
-        for part, images in ((train, dataset.train), (val, dataset.train), (test, dataset.test)):
-            assert part.split is images
-            names = [NAMES[label] for label in images.labels_N[part.index_N].tolist()]
+        for part, own in ((train, dataset.train), (val, dataset.train), (test, dataset.test)):
+            assert part.split is own
+            names = [NAMES[label] for label in own.labels_N[part.index_N].tolist()]
             assert names == [target[label] for label in part.labels_N.tolist()]
     assert split(dataset).classes_of("downstream", 0) != split(dataset).classes_of("downstream", 1)
 
@@ -219,7 +421,7 @@ def test_no_class_is_in_both_tasks_and_no_image_in_two_parts(root: Path, ratio: 
 def test_few_images_of_a_class(root: Path) -> None:
     """dataset.per_class bounds what is trained on, not what is chosen or tested by."""
     parts = split(folder(root, per_class=4)).data("upstream", seed=0).parts
-    assert {part: len(images.labels_N) for part, images in parts.items()} == {"train": 24, "val": 18, "test": 36}
+    assert {part: len(own.labels_N) for part, own in parts.items()} == {"train": 24, "val": 18, "test": 36}
 
 
 @pytest.mark.parametrize(
@@ -305,20 +507,14 @@ def test_fresh_noise_is_drawn_whenever_an_image_is_seen(root: Path) -> None:
     assert len(set(fresh)) == len(fresh) > 2
 
 
-def test_pictures_stand_upright_and_keep_their_depth(tmp_path: Path) -> None:
-    """Turned as the camera says; 16 bits become 8; folders that hide are no classes."""
+def test_pictures_stand_upright(tmp_path: Path) -> None:
+    """Turned as the camera says."""
     write_folder(tmp_path / "root", train=1, test=1, classes=["a", "b"])
-    (tmp_path / "root" / "train" / ".ipynb_checkpoints").mkdir()
     turned = Image.new("RGB", (32, 32), "black")
     turned.paste("white", (0, 0, 32, 16))
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     turned.save(tmp_path / "root" / "train" / "a" / "000.png", exif=exif)
-    deep = Image.fromarray(np.full((32, 32), 100 << 8, np.uint16))
-    deep.save(tmp_path / "root" / "train" / "b" / "000.png")
-    dataset = folder(tmp_path / "root")
-    assert list(dataset.classes) == ["a", "b"]
-    upside, deep_pixels = dataset.train.pixels(torch.arange(2))
+    (upside,) = folder(tmp_path / "root").train.pixels(torch.tensor([0]))
     assert upside[0, :16].max() == 0
     assert upside[0, 16:].min() == 255
-    assert deep_pixels.unique().tolist() == [100]

@@ -20,7 +20,8 @@ from paramtransfer.experiment.train import follow
 from paramtransfer.report.terminal import print_job, print_job_line
 from paramtransfer.tracking.store import open_store
 
-_FOLLOWER = (sys.executable, "-m", "paramtransfer.cli.follow")
+FOLLOWER = (sys.executable, "-m", "paramtransfer.cli.follow")
+"""The command that starts a further process of a job with several."""
 
 
 class Refusal(CompactHydraException):
@@ -57,7 +58,7 @@ def _run(config: DictConfig, member: Member | None) -> None:
             return
         store = open_store(FOLDER)
         tags = member.join(store) if member else {}
-        results = run(job, store, tags=tags, follower=_FOLLOWER)
+        results = run(job, store, tags=tags, follower=FOLLOWER)
     except BaseException as error:
         if member:
             member.record_failure(open_store(FOLDER), error)

@@ -4,33 +4,29 @@ Shape letters: N images, B images of a batch, C channels (3), H height, W width.
 """
 
 import hashlib
-import io
-import logging
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
-import numpy as np
 import PIL
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from paramtransfer.checks import flag, refusal, share, whole
-from paramtransfer.dataset import image_cache
-from paramtransfer.dataset.images import InMemory, Split, per_channel
+from paramtransfer.dataset import decoding, folder_layout, image_cache
+from paramtransfer.dataset.folder_layout import Part
+from paramtransfer.dataset.image_cache import Kept
+from paramtransfer.dataset.images import InMemory, Split, per_channel, say
 from paramtransfer.errors import TrainingError
-from paramtransfer.randomness import stream
 from paramtransfer.stage import Stage
 
 _LONG = 2000  # images that are worth a progress bar
-
-log = logging.getLogger(__name__)
+_HASH_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -43,11 +39,13 @@ class Files:
 
     def pixels(self, index_B: Tensor) -> Tensor:
         """Some of the images, decoded and brought to size, 8-bit values: (B, C, H, W)."""
-        paths = [self.paths[i] for i in index_B.tolist()]
+        return torch.stack([self._pixels(self.paths[i]) for i in index_B.tolist()])
+
+    def _pixels(self, path: Path) -> Tensor:
         try:
-            return torch.stack([_decode(path, path.read_bytes(), self.size) for path in paths])
-        except (OSError, ValueError) as error:
-            raise TrainingError(f"{error}; mend or remove the file") from error
+            return decoding.decode(path, self.size).pixels
+        except ValueError as error:
+            raise TrainingError(f"{path}: cannot be decoded ({error}); mend or remove the file") from error
 
 
 class ImageFolder:
@@ -63,7 +61,7 @@ class ImageFolder:
         skip_bad: whether files that cannot be decoded are left out, with a count, or refused.
         in_memory: whether all images are kept decoded; otherwise they are read and decoded for each batch.
         num_workers: processes that decode if not in memory; None for one on each core.
-        cache_dir: where decoded images are kept.
+        cache_dir: where decoded images are kept; None for the user's own folder of caches.
         per_class: training images of a class that a task uses; None for all.
         mean: what normalization subtracts, by channel, 8-bit units.
         std: what normalization divides by, likewise.
@@ -82,12 +80,12 @@ class ImageFolder:
         skip_bad: bool,
         in_memory: bool,
         num_workers: int | None,
-        cache_dir: str,
+        cache_dir: str | None,
         per_class: int | None,
         mean: object,
         std: object,
     ) -> None:
-        self._root = Path(str(root)).expanduser()
+        self._root = folder("dataset.root", root)
         self.place = str(self._root.resolve())
         self.size = whole("dataset.size", size, at_least=1)
         self._test_share = share("dataset.test_share", test_share)
@@ -97,39 +95,13 @@ class ImageFolder:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = cores if num_workers is None else whole("dataset.num_workers", num_workers, at_least=0)
         self.num_workers = 0 if in_memory else workers
-        self._cache_dir = Path(str(cache_dir)).expanduser()
+        self._cache_dir = _cache_dir() if cache_dir is None else folder("dataset.cache_dir", cache_dir)
         self.per_class = None if per_class is None else whole("dataset.per_class", per_class, at_least=1)
         self.mean = per_channel("dataset.mean", mean)
         self.std = per_channel("dataset.std", std)
-        self.classes, self._files = self._find()
-
-    def _find(self) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
-        """The classes, and for each split its files with their labels."""
-        if not self._root.is_dir():
-            raise refusal(
-                "dataset.root", self._root, "a folder of images, train/<class>/* and test/<class>/* or <class>/*"
-            )
-        split = all((self._root / name).is_dir() for name in ("train", "test"))
-        folders = {name: self._root / name for name in ("train", "test")} if split else {"all": self._root}
-        names = [{path.name for path in folder.iterdir() if _is_class(path)} for folder in folders.values()]
-        classes = sorted(set[str]().union(*names))
-        if not classes:
-            raise refusal("dataset.root", self._root, "a folder with one folder for each class")
-        files: dict[str, list[tuple[Path, int]]] = {"train": [], "test": []}
-        for label, name in enumerate(classes):
-            found = {part: _images(folder / name) for part, folder in folders.items()}
-            if not split:
-                order = stream(f"split {name}", seed=self._split_seed).permutation(len(found["all"]))
-                num_test = round(self._test_share * len(order))
-                found = {
-                    "test": [found["all"][i] for i in sorted(order[:num_test])],
-                    "train": [found["all"][i] for i in sorted(order[num_test:])],
-                }
-            for part, paths in found.items():
-                if not paths:
-                    raise ValueError(f"dataset.root={self._root}: class {name} must have at least one {part} image")
-                files[part] += [(path, label) for path in paths]
-        return classes, files
+        found = folder_layout.find(self._root, test_share=self._test_share, split_seed=self._split_seed)
+        self.classes, self._files = found.classes, found.files
+        say(*found.said)
 
     def identity(self, stage: Stage) -> dict[str, object]:
         """What a stage's result depends on: the images, wherever they lie, how many, their split, size and scale."""
@@ -145,14 +117,19 @@ class ImageFolder:
     @cached_property
     def content(self) -> str:
         """A hash of all files; of their names, sizes and times where they are not all read."""
-        digest = hashlib.blake2b(PIL.__version__.encode(), digest_size=16)  # versions decode a little differently
+        digest = hashlib.blake2b(
+            PIL.__version__.encode(), digest_size=_HASH_BYTES
+        )  # versions decode a little differently
         for part, files in self._files.items():
-            for path, label in files:
+            for (path, label), state in zip(files, self._states[part], strict=True):
                 digest.update(os.fsencode(f"{part}/{self.classes[label]}/{path.name}"))
-                now = path.stat()
-                state = now.st_size, now.st_mtime_ns
-                digest.update(_hash(path, *state) if self._in_memory else repr(state).encode())
+                digest.update(state)
         return digest.hexdigest()
+
+    @cached_property
+    def _states(self) -> Mapping[Part, Sequence[bytes]]:
+        """A hash of each file, or its size and time."""
+        return {part: [_state(path, self._in_memory) for path, _ in files] for part, files in self._files.items()}
 
     @cached_property
     def train(self) -> Split:
@@ -165,98 +142,135 @@ class ImageFolder:
         return self._splits["test"]
 
     @cached_property
-    def _splits(self) -> dict[str, Split]:
+    def _splits(self) -> Mapping[Part, Split]:
         if not self._in_memory:
             return self._listed()
-        cache = self._cache_dir / f"{self.content}-{self.size}.safetensors"
-        tensors, bad = image_cache.load(cache) or (None, [])
-        if tensors is None:
-            tensors, bad = self._decode_all()
-            image_cache.store(cache, tensors, bad)
-        self._report(bad)
-        return {part: InMemory(tensors[f"{part}_pixels"], tensors[f"{part}_labels"]) for part in self._files}
+        self._say_copies()
+        cache = self._cache_dir / f"{self.content}-{self.size}.{decoding.VERSION}.safetensors"
+        kept = image_cache.load(cache)
+        if kept is None:
+            kept = self._decode_all()
+            image_cache.store(cache, kept)
+        self._report(kept)
+        return {part: InMemory(kept.tensors[f"{part}_pixels"], kept.tensors[f"{part}_labels"]) for part in self._files}
 
-    def _listed(self) -> dict[str, Split]:
+    def _say_copies(self) -> None:
+        """Say which files are the same but for their label, or for their split."""
+        labels, tested, first = list[str](), list[str](), dict[bytes, tuple[Part, Path, int]]()
+        files = [(part, *file) for part, own in self._files.items() for file in own]
+        states = [state for own in self._states.values() for state in own]
+        for (part, path, label), state in zip(files, states, strict=True):
+            if len(state) < _HASH_BYTES:  # it could not be read
+                continue
+            other_part, other, other_label = first.setdefault(state, (part, path, label))
+            both = f"{self._name(other)} and {self._name(path)}"
+            labels.extend([both] if label != other_label else [])
+            tested.extend([both] if part != other_part else [])
+        for copies, are in ((labels, "are in two classes"), (tested, "are trained on and tested on")):
+            if copies:
+                say(f"dataset.root={self._root}: {len(copies)} images {are}, byte for byte the same: {copies[0]}")
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self._root))
+
+    def _listed(self) -> Mapping[Part, Split]:
         """The files of both splits, whose beginnings are looked at."""
-        bad: list[str] = []
-        splits: dict[str, Split] = {}
+        kept = Kept({}, [], {})
+        splits: dict[Part, Split] = {}
+
+        def looked_at(file: tuple[Path, int]) -> str:
+            try:
+                decoding.peek(file[0])
+            except ValueError as error:
+                return str(error)
+            return ""
+
         with ThreadPoolExecutor() as pool:
             for part, files in self._files.items():
-                opens = list(pool.map(_opens, (path for path, _ in files)))
-                bad += [str(path) for (path, _), good in zip(files, opens, strict=True) if not good]
-                good = [file for file, good in zip(files, opens, strict=True) if good]
+                reasons = list(pool.map(looked_at, files))
+                kept.bad.extend((self._name(path), why) for (path, _), why in zip(files, reasons, strict=True) if why)
+                good = [file for file, why in zip(files, reasons, strict=True) if not why]
                 splits[part] = Files([path for path, _ in good], torch.tensor([label for _, label in good]), self.size)
-        self._report(bad)
+        self._report(kept)
         return splits
 
-    def _report(self, bad: list[str]) -> None:
-        """Refuse files that cannot be decoded, or say how many are left out."""
-        if bad and not self._skip_bad:
-            raise ValueError(f"{bad[0]}: cannot be decoded; mend or remove it, or set dataset.skip_bad=true")
-        if bad:
-            count = f"{len(bad)} images left out that cannot be decoded, the first {bad[0]}"
-            log.warning(f"dataset.skip_bad=true: {count}")
+    def _report(self, kept: Kept) -> None:
+        """Refuse files that cannot be decoded, or say how many are left out; say what the others were made of."""
+        if kept.bad:
+            name, reason = kept.bad[0]
+            first, more = f"{self._root / name}: cannot be decoded ({reason})", len(kept.bad) - 1
+            if not self._skip_bad:
+                others = f", nor can {more} others; mend or remove them" if more else "; mend or remove it"
+                raise ValueError(f"{first}{others}, or set dataset.skip_bad=true")
+            say(f"dataset.skip_bad=true: {len(kept.bad)} images left out, the first {first}")
+        for note, (name, count) in kept.notes.items():
+            say(f"dataset.root={self._root}: {count} images {note} (the first {name})")
 
-    def _decode_all(self) -> tuple[dict[str, Tensor], list[str]]:
-        """Pixels and labels of both splits, and the files that cannot be decoded."""
-        tensors, bad = {}, []
+    def _decode_all(self) -> Kept:
+        """Pixels and labels of both splits, the files that cannot be decoded, and what is to be said of the others."""
+        kept, room = Kept({}, [], {}), decoding.Room()
 
-        def decode(file: tuple[Path, int]) -> Tensor | None:
+        def decode(file: tuple[Path, int]) -> decoding.Decoded | str:
             try:
-                return _decode(file[0], file[0].read_bytes(), self.size)
-            except ValueError:
-                return None
+                return decoding.decode(file[0], self.size, room)
+            except ValueError as error:
+                return str(error)
 
         with ThreadPoolExecutor() as pool:
             for part, files in self._files.items():
                 decoded = tqdm(pool.map(decode, files), f"decoding {part}", len(files), disable=len(files) < _LONG)
                 pixels, labels = [], []
                 for (path, label), picture in zip(files, decoded, strict=True):
-                    if picture is None:
-                        bad.append(str(path))
-                    else:
-                        pixels.append(picture)
-                        labels.append(label)
-                tensors[f"{part}_pixels"] = torch.stack(pixels) if pixels else torch.empty(0, 3, self.size, self.size)
-                tensors[f"{part}_labels"] = torch.tensor(labels, dtype=torch.long)
-        return tensors, bad
+                    if isinstance(picture, str):
+                        kept.bad.append((self._name(path), picture))
+                        continue
+                    pixels.append(picture.pixels)
+                    labels.append(label)
+                    if picture.note:
+                        name, count = kept.notes.get(picture.note, (self._name(path), 0))
+                        kept.notes[picture.note] = name, count + 1
+                none = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+                kept.tensors[f"{part}_pixels"] = torch.stack(pixels) if pixels else none
+                kept.tensors[f"{part}_labels"] = torch.tensor(labels, dtype=torch.long)
+        return kept
+
+
+def folder(key: str, value: object) -> Path:
+    """A path as people write it, with `~` and variables.
+
+    Raises:
+        ValueError: it is empty, as a variable that is not set is.
+    """
+    text = "" if value is None else os.path.expandvars(str(value).strip())
+    if not text:
+        raise refusal(key, value, "a folder; where the value is a variable of the shell, is it set?")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise refusal(key, value, "a folder without ~, as there is no home directory") from error
+
+
+def _cache_dir() -> Path:
+    """The user's own folder of caches, or one for this machine where there is no home directory."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        base = Path(given) if given.startswith("/") else Path.home() / ".cache"
+    except RuntimeError:
+        base = Path(tempfile.gettempdir())
+    return base / "paramtransfer"
+
+
+def _state(path: Path, whole: bool) -> bytes:
+    """A hash of a file's content, or its size and time; why it cannot be read."""
+    try:
+        now = path.stat()
+        state = now.st_size, now.st_mtime_ns
+        return _hash(path, *state) if whole else repr(state).encode()
+    except OSError as error:
+        return repr(error.errno).encode()
 
 
 @cache
 def _hash(path: Path, size: int, mtime_ns: int) -> bytes:
     """Of a file's bytes, read once in a process while size and time stay: a sweep makes many datasets of one folder."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-
-
-def _is_class(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith((".", "__"))
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-
-
-def _opens(path: Path) -> bool:
-    try:
-        with Image.open(path):
-            return True
-    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
-        return False
-
-
-def _decode(path: Path, content: bytes, size: int) -> Tensor:
-    """An image, upright, resized so that it covers a square of that size, and the centre of it: (C, H, W).
-
-    Raises:
-        ValueError: the file is no image that can be decoded.
-    """
-    try:
-        image: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.array(image) >> 8).astype(np.uint8))
-        image = image.convert("RGB")
-    except Exception as error:  # whatever a damaged file leads PIL to
-        raise ValueError(f"{path}: cannot be decoded ({error})") from error
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return hashlib.blake2b(path.read_bytes(), digest_size=_HASH_BYTES).digest()

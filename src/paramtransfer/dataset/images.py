@@ -3,13 +3,15 @@
 Shape letters: N images, B images of a batch, C channels (3), H height, W width.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from torch import Tensor
 
-from paramtransfer.checks import refusal
+from paramtransfer.checks import number, refusal
 from paramtransfer.stage import Stage
 
 
@@ -62,13 +64,26 @@ class Images(Protocol):
 
 
 def per_channel(key: str, values: object) -> tuple[float, ...]:
-    """Three positive numbers, for red, green and blue.
+    """Three positive numbers, for red, green and blue, in 8-bit units.
 
     Raises:
         ValueError: anything else.
     """
-    if isinstance(values, list | tuple) and len(values) == 3:
-        numbers = [value for value in values if isinstance(value, int | float) and value > 0]
-        if len(numbers) == 3:
-            return tuple(float(value) for value in numbers)
-    raise refusal(key, values, "three positive numbers, for red, green and blue")
+    allowed = "three positive numbers, for red, green and blue"
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        raise refusal(key, values, allowed)
+    numbers = [number(key, value, above=0) for value in values]
+    if max(numbers) < 1 or max(numbers) > 255:
+        raise refusal(key, values, f"{allowed}, in 8-bit units, 0 to 255: multiply values of 0 to 1 by 255")
+    return tuple(numbers)
+
+
+def say(*sentences: str) -> None:
+    """Tell the user what was made of the images, once in a process: a sweep makes many datasets of one folder."""
+    for sentence in sentences:
+        _say(sentence)
+
+
+@cache
+def _say(sentence: str) -> None:
+    logging.getLogger(__name__).warning(sentence)
