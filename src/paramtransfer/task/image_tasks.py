@@ -155,7 +155,8 @@ class ImageTasks(ABC):
             "input_size": self.input_size,
         }
         if stage != "upstream":
-            shared["downstream"] = {"epochs": self.epochs["downstream"], "noise": self.noise}
+            own = {"noise": self.noise, "fresh_noise": self.fresh_noise}
+            shared["downstream"] = {"epochs": self.epochs["downstream"], **own}
         if stage != "baseline":
             shared["upstream"] = {"epochs": self.epochs["upstream"]}
         return shared
