@@ -31,8 +31,9 @@ bench: $(STAMP)  ## benchmarks, each as a ratio to its peer measured in the same
 soak: $(STAMP)  ## many jobs and many faults, for an hour; parts of it as ARGS="--only starts"
 	@$(BIN)/python tests/soak.py $(ARGS)
 
-docs: $(STAMP)  ## docs/config.md from the comments in conf/
+docs: $(STAMP)  ## config.md, experiments.md and the list of modules in docs/, from comments and docstrings
 	@$(BIN)/python scripts/config_reference.py
+	@$(BIN)/python scripts/layout_reference.py
 
 lock: $(STAMP)  ## pin everything that pyproject.toml asks for in constraints.txt
 	@$(PIP) install --dry-run --ignore-installed --quiet --report pins.json '.[dev,slurm]'

@@ -1,10 +1,10 @@
-"""docs/config.md from the configuration itself: every group, option and key with its default and its comment.
+"""docs/config.md and docs/experiments.md from the configuration itself: what its comments say of keys and experiments.
 
 python scripts/config_reference.py          (make docs)
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +12,12 @@ from omegaconf import OmegaConf
 
 _REPO = Path(__file__).parents[1]
 _CONF = _REPO / "conf"
-_GROUPS = ("dataset", "task", "model", "transfer", "optim", "solver", "trainer")
+_GROUPS = ("dataset", "task", "model", "transfer", "optim", "solver", "trainer", "hydra/launcher")
+_WIDTH = 60  # of commands, before what is said of them
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>[^#]*?))?(?: *# (?P<comment>.*))?$")
 _HIDDEN = ("_target_", "_partial_", "defaults", "hydra")
+_COMMAND = re.compile(r"^ +(?P<command>python .*?|\S+=.*?)(?: {3,}\(?(?P<remark>.*?)\)?)?$")
+_PARAGRAPHS = ("Paper", "Ours", "Direct simulation")  # what begins a new one
 
 
 class Key(NamedTuple):
@@ -27,12 +30,13 @@ class Key(NamedTuple):
 
 
 def reference() -> str:
-    """The page, as Markdown."""
+    """The page of groups and keys, as Markdown."""
     lines = [
         "# Configuration",
         "",
-        "Made from the comments in `conf/` by `make docs`; edit those. Any key is set on the command line, ",
+        "Made from the comments in `conf/` by `make docs`; edit those. Any key is set on the command line,",
         "`key=value`, and any group by `group=option`; `python train.py --cfg job` prints what a command comes to.",
+        "The options of `experiment` are in [experiments.md](experiments.md).",
         "",
         "## Root keys",
         "",
@@ -46,12 +50,49 @@ def reference() -> str:
                 "",
                 *_head(path),
                 *_parents(path),
-                *_table(path, prefix=f"{group}."),
+                *_table(path, prefix=f"{group.replace('/', '.')}."),
             ]
-    lines += ["## `experiment`", "", "| option | shows |", "|---|---|"]
-    for path in sorted((_CONF / "experiment").glob("*.yaml")):
-        lines.append(f"| `{path.stem}` | {_cell(_comment(path)[0])} |")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def experiments() -> str:
+    """The page of experiments, as Markdown: what the head of each file says, its commands as such."""
+    paths = sorted((_CONF / "experiment").glob("*.yaml"))
+    lines = [
+        "# Experiments",
+        "",
+        "Made from the heads of `conf/experiment/*.yaml` by `make docs`; edit those. An experiment is a file of",
+        "differences from the default configuration; one that sweeps keys needs no `-m`. Any key can be set on top,",
+        "`python train.py experiment=fig1c dataset.signal_norm=4`, a swept one, too, to other values. `scale=small`,",
+        "the default, is made for two cores; `scale=full` is the whole grid, on images all data and a GPU's work.",
+        "Tables and figures that we measured are in [results](results/README.md).",
+        "",
+        "| experiment | |",
+        "|---|---|",
+    ]
+    lines += [f"| [`{path.stem}`](#{path.stem}) | {_cell(_comment(path)[0])} |" for path in paths]
+    for path in paths:
+        lines += ["", f"## {path.stem}", "", *_prose(_comment(path))]
     return "\n".join(lines) + "\n"
+
+
+def _prose(comment: Sequence[str]) -> Iterator[str]:
+    """A comment as Markdown: indented lines are commands, which its paragraphs stand around."""
+    is_code = False
+    for number, line in enumerate(comment):
+        command = _COMMAND.match(line)
+        if bool(command) != is_code:
+            yield from ("", "```") if command else ("```", "")
+        elif number and line.startswith(_PARAGRAPHS):
+            yield ""
+        is_code = bool(command)
+        if command:
+            remark = command["remark"]
+            yield f"{command['command']:<{_WIDTH}}  # {remark}" if remark else command["command"]
+        else:
+            yield line.replace("<", "&lt;").replace("+-", "±")
+    if is_code:
+        yield "```"
 
 
 def _comment(path: Path) -> list[str]:
@@ -71,10 +112,18 @@ def _head(path: Path) -> list[str]:
 
 
 def _parents(path: Path) -> list[str]:
-    """The options that this one starts from, which must be of the same group."""
-    found = re.search(r"^defaults:(?: \[(.*)\]|((?:\n  - .*)+))$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    names = re.findall(r"\w+", found[1] or found[2]) if found else []
-    return [f"Starts from {', '.join(f'`{name}`' for name in names)}; differences:", ""] if names else []
+    """The options that this one starts from, which must be of the same group, and those of others that it brings."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    parents = content.get("defaults", [])
+    names = [f"`{parent}`" for parent in parents if isinstance(parent, str)]
+    brought = [
+        f"`{group.removeprefix('override /')}={option}`"
+        for parent in parents
+        if isinstance(parent, dict)
+        for group, option in parent.items()
+    ]
+    lines = [f"Brings {', '.join(brought)} with it.", ""] if brought else []
+    return [*lines, f"Starts from {', '.join(names)}; differences:", ""] if names else lines
 
 
 def _table(path: Path, prefix: str) -> list[str]:
@@ -120,11 +169,16 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
+PAGES = {"config.md": reference, "experiments.md": experiments}
+"""What each page is made by."""
+
+
 def main() -> None:
-    """Write the page."""
-    path = _REPO / "docs" / "config.md"
-    path.write_text(reference(), encoding="utf-8")
-    print(path)
+    """Write both pages."""
+    for name, page in PAGES.items():
+        path = _REPO / "docs" / name
+        path.write_text(page(), encoding="utf-8")
+        print(path)
 
 
 if __name__ == "__main__":
