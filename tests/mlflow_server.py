@@ -38,6 +38,7 @@ class MlflowServer:
             return
         options = ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--artifacts-destination"]
         options += [str(self.folder / "artifacts"), "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        options += ["--allowed-hosts", "127.0.0.1:*"]
         log = self.folder / "log.txt"
         with log.open("w") as output:
             self.process = subprocess.Popen(

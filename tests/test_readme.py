@@ -1,73 +1,143 @@
-"""The commands of the README, as they stand there, on less: fewer steps, smaller networks, images made here."""
+"""The commands of the README and of docs/, as they stand there: on less, or counted, or composed.
+
+A page is gone through from top to bottom in one folder, in this process: fewer steps, smaller networks, own images.
+"""
 
 import re
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import mlflow_server
 import pytest
+import report
 import timm
 import torch
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from image_files import write_folder
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SYNTHETIC = ["task.upstream.steps=4", "task.downstream.steps=4", "task.num_test=10", "trainer.progress=false"]
+from paramtransfer.tracking.store import open_store
+
+Fixture = Callable[..., Any]
+
+REPO = Path(__file__).parents[1]
+PAGES = {str(path.relative_to(REPO)): path.read_text(encoding="utf-8") for path in REPO.glob("docs/**/*.md")}
+PAGES["README.md"] = (REPO / "README.md").read_text(encoding="utf-8")
+GENERATED = "docs/experiments.md"  # each of its experiments is run by test_figures or test_image_jobs
+SYNTHETIC = ["task.upstream.steps=4", "task.downstream.steps=4", "task.num_test=10", "replicates=2"]
+GRID = ["dataset.u_norm=0,3", "alpha=0.5"]
 IMAGES = [
     *("model.upstream.name=test_resnet", "model.downstream.name=test_resnet", "model.upstream.weights=mine.pt"),
-    *("task.downstream.epochs=1", "dataset.size=32", "trainer.progress=false"),
+    *("task.upstream.epochs=1", "task.downstream.epochs=1", "dataset.size=32"),
 ]
+COUNTED = ("hydra/launcher=slurm", "trainer=ddp", "model=")  # too large to train, or test_launchers and test_ddp do
 
 
-def commands(heading: str) -> list[str]:
-    """What a part of the README says to type after `python train.py`."""
-    (part,) = re.findall(rf"^## {heading}.*?$(.*?)^## ", README, re.DOTALL | re.MULTILINE)
-    blocks = "\n".join(re.findall(r"^```\n(.*?)^```", part, re.DOTALL | re.MULTILINE)).replace("\\\n", "")
-    return re.findall(r"^(?:\$ )?python train\.py (.*?)\s*(?:#.*)?$", blocks, re.MULTILINE)
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language, if any, and text of each block of code."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)
 
 
-THEORIST, PRACTITIONER, LAB = map(commands, ("For theorists", "For practitioners", "For labs"))
+def prose(page: str) -> str:
+    """All that is no block of code."""
+    return re.sub(r"^```\w*\n.*?^```$", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
 
 
-def test_each_path_is_found() -> None:
-    """None of the three is empty, whatever becomes of the README's form."""
-    assert [len(path) > 0 for path in (THEORIST, PRACTITIONER, LAB)] == [True] * 3
+def typed(page: str) -> list[list[str]]:
+    """The words of each command in the blocks that have no language."""
+    lines = "".join(text for language, text in blocks(page) if not language).replace("\\\n", "").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
-@pytest.mark.parametrize("command", THEORIST)
-def test_theorist(command: str, train_here: Callable[..., str]) -> None:
-    """Every command ends in a table or a figure, in the theory's words."""
-    fewer = ["dataset.dim=50,100", "dataset.u_norm=1,2"] if "fig2" in command else []
-    dynamics = ["task.training.dynamics=true"] if "dynamics" in command else []
-    arguments = [*shlex.split(command), *SYNTHETIC, "replicates=2", *fewer, *dynamics]
-    if "dry_run=true" in arguments:
-        _only_counts(train_here, *arguments)
-        return
-    output = train_here(*arguments)
-    assert "Compare the runs in the browser" in output
-    assert "failed" not in output
+def mentioned(page: str) -> Iterator[list[str]]:
+    """What text and tables name as a command, and what experiments.md has in blocks."""
+    for code in re.findall(r"(?<!`)`((?:python train\.py|experiment=)[^`]*)`", prose(page)):
+        yield shlex.split(code.removeprefix("python train.py"))
+    if page == GENERATED:
+        yield from (words[2:] for words in typed(page))
 
 
-@pytest.mark.parametrize("command", PRACTITIONER)
-def test_practitioner(command: str, train_here: Callable[..., str], tmp_path: Path) -> None:
-    """A folder of images and a checkpoint are all that is needed."""
-    write_folder(tmp_path / "photos", train=12)
+@pytest.mark.parametrize("page", sorted({page for page in PAGES if typed(page)} - {GENERATED}))
+def test_page_does_what_it_says(
+    page: str, tmp_path: Path, run_here: Fixture, runs_of: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command ends well, and so does every run that it leaves; a sweep comes to what the page says."""
+    for folder in ("photos", "other_photos"):
+        write_folder(tmp_path / folder, train=12)
     weights = timm.create_model("test_resnet", num_classes=4).state_dict()
-    torch.save(weights, tmp_path / "mine.pt")
-    torch.save(weights, tmp_path / "other.pt")
-    arguments = shlex.split(command.replace("DEFAULT", "other.pt"))  # no test may need the internet
-    small = IMAGES if "weights=" not in command else [value for value in IMAGES if "weights=" not in value]
-    output = train_here(*arguments, *small)
-    assert ("inherited" if "plan_only" in command else "with transfer") in output
-    assert "failed" not in output
+    for name in ("mine.pt", "other.pt"):
+        torch.save(weights, tmp_path / name)
+    for _, text in blocks(page):
+        if named := re.match(r"# (\S+\.(?:py|yaml))\n", text):
+            (tmp_path / named[1]).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / named[1]).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)  # the README's PYTHONPATH=.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    printed = ""
+    for words in typed(page):
+        if "train.py" in words:
+            arguments = words[words.index("train.py") + 1 :]
+            process = run_here(tmp_path, *arguments, *on_less(arguments), tiny=[])
+            assert process.returncode == 0, (words, process.stderr)
+            printed += process.stdout
+        elif words[:2] == ["python", "scripts/report.py"]:
+            monkeypatch.setattr("sys.argv", words[1:])
+            open_store.cache_clear()
+            report.main()
+        elif words[:2] == ["mlflow", "server"]:
+            as_tests_start_it = set(re.findall(r'"(--[\w-]+)"', Path(mlflow_server.__file__).read_text()))
+            assert {word for word in words if word.startswith("--")} <= as_tests_start_it
+        elif words[0] == "make":
+            assert re.search(rf"^{words[1]}: ", (REPO / "Makefile").read_text(), re.MULTILINE)
+        else:
+            assert words[0] == "export", f"nothing here runs {words}"
+    sys.modules.pop("mine", None)
+    for line in re.findall(r"^\d+ jobs: .*", PAGES[page], re.MULTILINE):
+        assert line in printed
+    assert {run.info.status for runs in runs_of(tmp_path).values() for run in runs} <= {"FINISHED"}
 
 
-@pytest.mark.parametrize("command", LAB)
-def test_lab(command: str, train_here: Callable[..., str]) -> None:
-    """The sweep is composed and counted; `test_launchers` runs one on a SLURM of its own."""
-    _only_counts(train_here, *shlex.split(command), "dry_run=true")
+def on_less(arguments: list[str]) -> list[str]:
+    """What makes a command short, without changing a key that it sets."""
+    if any(word.startswith(COUNTED) for word in arguments):
+        return ["dry_run=true"]
+    keys = [word.partition("=")[0] for word in arguments]
+    small = IMAGES if "dataset.root" in keys else SYNTHETIC + GRID * ("experiment=fig1c" in arguments)
+    offline = [word.replace("DEFAULT", "other.pt") for word in arguments if "weights=DEFAULT" in word]
+    return [*(value for value in small if value.partition("=")[0] not in keys), *offline, "trainer.progress=false"]
 
 
-def _only_counts(train_here: Callable[..., str], *arguments: str) -> None:
-    with pytest.raises(SystemExit) as ended:
-        train_here(*arguments)
-    assert ended.value.code == 0
+def test_every_command_that_is_mentioned_composes() -> None:
+    """Groups, options and keys exist, in the first and in the last job of a sweep."""
+    commands = {tuple(words) for page in PAGES for words in mentioned(page)}
+    assert len(commands) > 30
+    with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        for words in commands:
+            overrides = OverridesParser.create().parse_overrides([word for word in words if "=" in word])
+            (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+            for job in (jobs[0], jobs[-1]):
+                compose("config", job)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_paths_lead_somewhere(page: str) -> None:
+    """Files, headings and pictures that a page links to, and files of the project that it names."""
+    text = prose(page)
+    folder = (REPO / page).parent
+    for link in re.findall(r"\]\((?!https?:)([^)]*)\)", text):
+        path, _, anchor = link.partition("#")
+        target = folder / path if path else REPO / page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], link
+    roots = (REPO, REPO / "src" / "paramtransfer", folder)
+    for name in re.findall(r"`((?:[\w.]+/)*[\w.]+\.(?:py|jinja)|(?:\w+/)+\w+\.(?:yaml|md)|(?:src|conf)/[\w/]*)`", text):
+        assert any((root / name).exists() for root in roots), name
