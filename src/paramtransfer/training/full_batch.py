@@ -23,7 +23,8 @@ from paramtransfer.stage import Stage
 from paramtransfer.task.synthetic import FullBatch
 from paramtransfer.training.dynamics import Observer
 from paramtransfer.training.fit import StageModule
-from paramtransfer.training.solver import GramSolver, Solver
+from paramtransfer.training.leap import Leap
+from paramtransfer.training.solver import GramSolver, Measured, Solver
 from paramtransfer.training.tail_error import tail_error
 
 MakeSolver = Callable[[TwoLayerCNN, Samples, float], Solver]
@@ -95,6 +96,8 @@ class FullBatchTraining(StageModule):
         self._solver.write()
         accuracy = self._is_right(batch.test_points).float().mean().item()
         self.metrics = {TRAINING_SECONDS: self.metrics.get(TRAINING_SECONDS, 0.0) + seconds}
+        if isinstance(self._solver, Measured):
+            self.metrics |= self._solver.metrics()
         self.log("loss", loss, prog_bar=True, logger=False)
         curves = {LOSS_CURVE: loss, TEST_CURVE: accuracy}
         if self._observer is not None:
@@ -156,10 +159,10 @@ class FullBatchDescent:
     """
 
     def __init__(self, *, optim: GradientDescent, solver: MakeSolver, dynamics: bool = False) -> None:
-        if flag("task.training.dynamics", dynamics) and getattr(solver, "func", solver) is not GramSolver:
-            raise refusal(
-                "task.training.dynamics", dynamics, "false unless solver=gram, which the coefficients come from"
-            )
+        knows = isinstance(solver, Leap) or getattr(solver, "func", solver) is GramSolver
+        if flag("task.training.dynamics", dynamics) and not knows:
+            allowed = "false unless solver=gram or solver=leap, which the coefficients come from"
+            raise refusal("task.training.dynamics", dynamics, allowed)
         self._settings: dict[str, Any] = {"optim": optim, "solver": solver, "dynamics": dynamics}
 
     def identity(self, stage: Stage) -> dict[str, object]:

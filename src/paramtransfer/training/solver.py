@@ -3,7 +3,7 @@
 Shape letters: R replicates, N samples, J signs (+1 first), M filters of each sign, F = J M, D coordinates.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -40,6 +40,14 @@ class Solver(Protocol):
 
     def resume(self, state: dict[str, Tensor]) -> None:
         """Go on from such a state."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A solver that has something to say of its work."""
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the run, so far."""
 
 
 class AutogradSolver:
@@ -128,23 +136,40 @@ class GramSolver:
     @torch.no_grad()
     def advance(self, num_steps: int) -> None:
         for _ in range(num_steps):
-            self._step()
+            self._step(self.margins())
 
-    def _step(self) -> None:
-        residual_RN = torch.sigmoid(-self.margins()).mul_(self._step_RN)  # lr y |l'| / (N M)
+    def _step(self, margins_RN: Tensor) -> None:
+        residual_RN = self._residual(margins_RN)
+        self._where_active(residual_RN, self.noise_RNF, self._update_RNF)
+        self._add_product(self.noise_RNF, self._update_RNF)
+        self.noise_coefficients_RNF.add_(self._update_RNF)
+        # A filter with <w, s> > 0 learns from the samples of label +1, one with < 0 from those of label -1.
+        self._learn_signal(residual_RN, self._on_labels() > 0)
 
+    def _residual(self, margins_RN: Tensor) -> Tensor:
+        """lr y |l'| / (N M): (R, N)."""
+        return torch.sigmoid(-margins_RN).mul_(self._step_RN)
+
+    def _where_active(self, residual_RN: Tensor, noise_RNF: Tensor, out_RNF: Tensor) -> None:
+        """The update of the noise coefficients: j times the residual where <w, xi> > 0."""
         torch.mul(residual_RN[..., None], self.sign_F, out=self._scratch_RNF)
-        torch.ops.aten.threshold_backward.grad_input(self._scratch_RNF, self.noise_RNF, 0, grad_input=self._update_RNF)
+        torch.ops.aten.threshold_backward.grad_input(self._scratch_RNF, noise_RNF, 0, grad_input=out_RNF)
+
+    def _add_product(self, base_RNF: Tensor, update_RNF: Tensor) -> None:
+        """Add K times an update."""
         if self._gram_RNN is not None:
-            self.noise_RNF.baddbmm_(self._gram_RNN, self._update_RNF)
+            base_RNF.baddbmm_(self._gram_RNN, update_RNF)
         else:
             noise_RND = self._samples.noise_RND
-            self.noise_RNF.baddbmm_(noise_RND, noise_RND.mT @ self._update_RNF)
-        self.noise_coefficients_RNF.add_(self._update_RNF)
+            base_RNF.baddbmm_(noise_RND, noise_RND.mT @ update_RNF)
 
-        # A filter with <w, s> > 0 learns from the samples of label +1, one with < 0 from those of label -1.
+    def _on_labels(self) -> Tensor:
+        """<w, y s> for both labels: (R, 2, F)."""
+        return self.signal_RF[:, None] * self._both_signs_2[:, None]
+
+    def _learn_signal(self, residual_RN: Tensor, active_R2F: Tensor) -> None:
+        """The signal patch's part of an update, from the share of it that each filter is active on either label."""
         steps_R12 = (self._by_label_R2N @ residual_RN[..., None]).mT
-        active_R2F = self.signal_RF[:, None] * self._both_signs_2[:, None] > 0
         update_RF = self.sign_F * (steps_R12 @ active_R2F.to(steps_R12.dtype)).squeeze(1)
         self.signal_coefficients_RF.add_(update_RF)
         self.signal_RF.add_(self._signal_sq_R1 * update_RF)
