@@ -56,7 +56,7 @@ def run_job(overrides: list[str], folder: Path, uri: str | None, barrier: Any, a
         os.environ["MLFLOW_TRACKING_URI"] = uri
     register_resolvers()
     with initialize_config_dir(CONF, version_base="1.3"):
-        job = make_job(compose("config", [*overrides, "solver._target_=shared_jobs.GatedSolver"]))
+        job = make_job(compose("config", [*overrides, "solver=gram", "solver._target_=shared_jobs.GatedSolver"]))
     store = Store(folder / "mlruns")
     try:
         barrier.wait(300)

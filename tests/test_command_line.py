@@ -21,7 +21,7 @@ MISTAKES = {
     "alhpa=0.5": "alhpa: no such key or group; did you mean alpha?; --help lists them",
     "task.upstrem.steps=3": "task.upstrem.steps: no such key or group; did you mean task.upstream.steps?; --help",
     "solvr=gram": "solvr: no such key or group; did you mean solver?",
-    "solver=grma": "solver=grma: must be one of autograd, gram; did you mean gram?",
+    "solver=grma": "solver=grma: must be one of autograd, gram, leap; did you mean gram?",
     "dataset=laplase": "image_folder, laplace, signal_noise; did you mean laplace?",
     "experiment=fig1 dataset.dmi=5": "experiment=fig1: must be one of ",
     "experiment=regime regime.nn=3": "regime.nn: no such key or group; did you mean regime.n?",

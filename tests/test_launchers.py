@@ -92,7 +92,7 @@ def test_twelve_slurm_jobs(
     """
     alphas = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 2]
     command = ["--config-dir", str(own_model), "-m", f"alpha={','.join(map(str, alphas))}", "model=own"]
-    command += ["solver._target_=shared_jobs.GatedSolver", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
+    command += ["solver=gram", "solver._target_=shared_jobs.GatedSolver", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
     gate = tmp_path / "gate"
     variables = {**slurm, "PYTHONPATH": _path(tmp_path, TESTS), "OMP_NUM_THREADS": None, "TEST_GATE": str(gate)}
 
@@ -138,7 +138,7 @@ def test_preempted_job_goes_on(
 ) -> None:
     """After submitit's signal and after SLURM's own requeue, in the same run, without missing or repeating a point."""
     command = ["-m", "alpha=0.5", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
-    command += ["solver._target_=shared_jobs.SlowSolver", "trainer.checkpoint_minutes=60"]
+    command += ["solver=gram", "solver._target_=shared_jobs.SlowSolver", "trainer.checkpoint_minutes=60"]
     more = ["task.upstream.steps=1000", "task.curve_points=1000"]
     gate, goes_on = tmp_path / "gate", "goes on where it was interrupted"
     variables = {**slurm, "PYTHONPATH": _path(TESTS), "TEST_GATE": str(gate)}

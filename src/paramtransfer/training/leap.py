@@ -23,9 +23,9 @@ from paramtransfer.dataset.signal_noise import Samples
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.training.solver import GramSolver
 
-_HISTORY = 3  # margins that the parabola goes through
+_POINTS = 3  # that the parabola goes through
 _SHARE = 0.2  # of the tolerance, for the estimated error of one leap
-_PAUSE = 16  # single steps after the shortest leap has failed; twice as many each time, until leaps are long again
+_PAUSE = 32  # single steps before the path is looked at again; twice as many after each shortest leap that has failed
 
 
 class LeapSolver(GramSolver):
@@ -44,12 +44,12 @@ class LeapSolver(GramSolver):
         self._is_pending = False
         self._history: list[tuple[int, Tensor]] = []  # numbers of steps, and the margins after them
         # About as many single steps cost what a leap does.
-        self._shortest = min(2.0 + 400 // samples.noise_RND.shape[1], 5.0)
-        self._length = self._shortest
+        self._shortest = min(2 + 400 // samples.noise_RND.shape[1], 5)
+        self._length = float(self._shortest)
         self._largest_error = 0.0
         self._num_steps = 0
         self._num_products = 0
-        self._num_single = _HISTORY - 1  # single steps to take now
+        self._num_single = _POINTS - 1  # single steps to take now
         self._pause = _PAUSE
         self._spare_RNF = torch.empty_like(self.noise_RNF)
         self._next_correction_RNF = torch.empty_like(self.noise_RNF)
@@ -84,12 +84,13 @@ class LeapSolver(GramSolver):
             remaining = end - self._num_steps
             # Leaps of one length up to the end.
             length = round(remaining / -(-remaining // self._length))
-            if length < self._shortest or self._num_single > 0:
-                self._single()
+            if self._num_single > 0 or length < self._shortest:
+                self._take(min(self._num_single or remaining, remaining))
             else:
                 self._try(length)
 
-    def _single(self) -> None:
+    def _take(self, num_steps: int) -> None:
+        """Single steps, of which the history keeps what `_is_smooth` asks for."""
         if self._is_pending:
             self._add_product(self.noise_RNF, self._correction_RNF)
             self.noise_RNF.addcmul_(self._norm_sq_RN1, self._correction_RNF, value=-1)
@@ -97,10 +98,21 @@ class LeapSolver(GramSolver):
             self._is_pending = False
             del self._history[-1]
             self._num_products += 1
-        self._step(self._present())
-        self._num_steps += 1
-        self._num_products += 1
-        self._num_single = max(0, self._num_single - 1)
+        for left in range(num_steps, 0, -1):
+            margins_RN = self._present() if left < _POINTS + self._shortest else self.margins()
+            self._step(margins_RN)
+            self._num_steps += 1
+        self._num_products += num_steps
+        if self._num_single > 0:
+            self._num_single -= num_steps
+            if self._num_single == 0 and not self._is_smooth():
+                self._num_single = _PAUSE
+
+    def _is_smooth(self) -> bool:
+        """Whether the shortest leap would have passed in place of the last single steps; true where nobody knows."""
+        now_RN = self._present()
+        before = self._history[: -self._shortest][-_POINTS:]
+        return len(before) < _POINTS or self._error(now_RN, _extrapolate(before, self._num_steps)) <= self._bound
 
     def _present(self) -> Tensor:
         """The margins now, which the history keeps: (R, N)."""
@@ -109,17 +121,21 @@ class LeapSolver(GramSolver):
         return self._history[-1][1]
 
     def _remember(self, margins_RN: Tensor) -> None:
-        self._history = [*self._history[1 - _HISTORY :], (self._num_steps, margins_RN)]
+        self._history = [*self._history[1 - _POINTS - self._shortest :], (self._num_steps, margins_RN)]
+
+    def _error(self, margins_RN: Tensor, expected_RN: Tensor) -> float:
+        """The largest distance, as the tolerance counts it."""
+        return ((margins_RN - expected_RN) / margins_RN.abs().clamp(min=1)).abs().max().item()
 
     def _try(self, num_steps: int) -> None:
         """Take a leap, or take it back; either way, the next one is as long as the error allows."""
         start_RNF, signal = self.noise_RNF, (self.signal_RF, self.signal_coefficients_RF)
         present_RN = self._present()
-        expected_RN = _extrapolate(self._history, self._num_steps + num_steps)
+        expected_RN = _extrapolate(self._history[-_POINTS:], self._num_steps + num_steps)
         self._leap(num_steps, self._residual(present_RN))
         self._num_products += 1
         margins_RN = self.margins()
-        error = ((margins_RN - expected_RN) / margins_RN.abs().clamp(min=1)).abs().max().item()
+        error = self._error(margins_RN, expected_RN)
 
         # The error grows between linearly and with the cube of the length.
         factor = min(max(0.9 * (self._bound / error) ** 0.5, 0.2), 2.0) if error > 0 else 2.0
@@ -133,7 +149,7 @@ class LeapSolver(GramSolver):
             self._num_steps += num_steps
             self._remember(margins_RN)
             self._largest_error = max(self._largest_error, error)
-            self._length = max(self._shortest, num_steps * factor)
+            self._length = max(float(self._shortest), num_steps * factor)
             if num_steps >= 4 * self._shortest:
                 self._pause = _PAUSE
         else:
@@ -141,7 +157,7 @@ class LeapSolver(GramSolver):
             self.signal_RF, self.signal_coefficients_RF = signal
             self._length = num_steps * min(factor, 0.5)
             if self._length < self._shortest:
-                self._num_single, self._pause, self._length = self._pause, 2 * self._pause, self._shortest
+                self._num_single, self._pause, self._length = self._pause, 2 * self._pause, float(self._shortest)
 
     def _leap(self, num_steps: int, residual_RN: Tensor) -> None:
         """Move pre-activations and signal coefficients; the update and its correction stay in their buffers."""
