@@ -102,7 +102,7 @@ def test_preview(command: Fixture, tmp_path: Path, runs_of: Fixture) -> None:
     large = command("dry_run=true", "task.curve_points=100000")
     assert "0 reused, 3 to train" in large
     assert "No estimate" in large
-    groups = command("-m", "solver=gram,autograd", "dry_run=true")
+    groups = command("-m", "solver=leap,autograd", "dry_run=true")
     assert "2 jobs: 6 different trainings, 3 reused, 3 to train." in groups
     assert {stage: len(runs[stage]) for stage in runs} == {
         stage: len(found) for stage, found in runs_of(tmp_path).items()

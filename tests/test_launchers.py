@@ -92,7 +92,12 @@ def test_twelve_slurm_jobs(
     """
     alphas = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 2]
     command = ["--config-dir", str(own_model), "-m", f"alpha={','.join(map(str, alphas))}", "model=own"]
-    command += ["solver=gram", "solver._target_=shared_jobs.GatedSolver", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
+    command += [
+        "solver=gram",
+        "solver._target_=shared_jobs.GatedSolver",
+        "hydra/launcher=slurm",
+        "hydra.launcher.cpus_per_task=1",
+    ]
     gate = tmp_path / "gate"
     variables = {**slurm, "PYTHONPATH": _path(tmp_path, TESTS), "OMP_NUM_THREADS": None, "TEST_GATE": str(gate)}
 

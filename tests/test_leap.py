@@ -9,6 +9,7 @@ import torch
 from small_stages import accuracies, fresh, inherit, make_tasks, samples_of
 from torch import Tensor
 
+from paramtransfer.metrics import LEAP_ERROR, PRODUCTS
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.task.synthetic import SyntheticTask
 from paramtransfer.training.full_batch import margins
@@ -67,8 +68,8 @@ def test_margins_accuracies_and_decisions_are_those_of_gradient_descent(
     tasks = make_tasks(**{**PAPER, **settings})
     data, start = fresh(tasks, "upstream") if alpha is None else inherit(tasks, alpha)[:2]
     (_, true), (leap, found) = (trained(s, start, data) for s in (GramSolver, partial(LeapSolver, tolerance=TOLERANCE)))
-    assert leap.metrics()["solver/products"] <= at_most * data.settings.steps
-    assert 0 <= leap.metrics()["solver/error"] <= TOLERANCE
+    assert leap.metrics()[PRODUCTS] <= at_most * data.settings.steps
+    assert 0 <= leap.metrics()[LEAP_ERROR] <= TOLERANCE
     with torch.no_grad():
         assert relative_distance(margins(found, samples_of(data)), margins(true, samples_of(data))) <= TOLERANCE
         assert abs(accuracies(found, data).mean() - accuracies(true, data).mean()) <= 5e-4
@@ -86,7 +87,7 @@ def test_where_the_path_is_not_smooth_the_steps_are_those_of_gram_bit_for_bit(lr
     data, start = fresh(tasks, "upstream")
     (_, true), (leap, found) = (trained(s, start, data) for s in (GramSolver, partial(LeapSolver, tolerance=TOLERANCE)))
     assert torch.equal(found.filters, true.filters)
-    assert 400 < leap.metrics()["solver/products"] <= 408
+    assert 400 < leap.metrics()[PRODUCTS] <= 408
 
 
 def test_a_smaller_tolerance_is_kept_with_more_products() -> None:
@@ -99,7 +100,7 @@ def test_a_smaller_tolerance_is_kept_with_more_products() -> None:
         with torch.no_grad():
             distance = relative_distance(margins(found, samples_of(data)), margins(true, samples_of(data)))
         assert distance <= tolerance
-        products.append(leap.metrics()["solver/products"])
+        products.append(leap.metrics()[PRODUCTS])
     assert products == sorted(products)
     assert torch.equal(found.filters, true.filters)
 
@@ -124,7 +125,7 @@ def test_a_resumed_training_ends_bit_equal() -> None:
     for name, value in whole.state().items():
         assert torch.equal(resumed.state()[name], value), name
     assert whole.metrics() == resumed.metrics()
-    assert whole.metrics()["solver/products"] < 200
+    assert whole.metrics()[PRODUCTS] < 200
 
 
 def test_replicates_leap_together_as_the_strictest_needs() -> None:
@@ -133,7 +134,7 @@ def test_replicates_leap_together_as_the_strictest_needs() -> None:
     products = []
     for replicates in (1, 4):
         data, start = fresh(tasks, "upstream", replicates=replicates)
-        products.append(trained(partial(LeapSolver, tolerance=TOLERANCE), start, data)[0].metrics()["solver/products"])
+        products.append(trained(partial(LeapSolver, tolerance=TOLERANCE), start, data)[0].metrics()[PRODUCTS])
     assert products[0] <= products[1] <= 2 * products[0]
 
 

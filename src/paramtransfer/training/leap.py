@@ -20,6 +20,7 @@ from torch import Tensor
 
 from paramtransfer.checks import number
 from paramtransfer.dataset.signal_noise import Samples
+from paramtransfer.metrics import LEAP_ERROR, PRODUCTS
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.training.solver import GramSolver
 
@@ -56,7 +57,7 @@ class LeapSolver(GramSolver):
 
     def metrics(self) -> dict[str, float]:
         """Products taken, and the largest estimated error of a leap."""
-        return {"solver/products": float(self._num_products), "solver/error": self._largest_error}
+        return {PRODUCTS: float(self._num_products), LEAP_ERROR: self._largest_error}
 
     def state(self) -> dict[str, Tensor]:
         counts = (self._num_steps, self._num_products, self._num_single, self._pause, int(self._is_pending))
