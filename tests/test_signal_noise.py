@@ -6,6 +6,8 @@ import torch
 from scipy import stats
 from small_stages import accuracies, fresh, inherit, make_tasks, samples_of, train
 
+from paramtransfer.dataset import signal_noise
+
 
 @pytest.mark.parametrize("coordinates", ["ambient", "reduced"])
 def test_signals_and_noise_are_orthogonal_and_of_the_right_size(coordinates: str) -> None:
@@ -150,6 +152,20 @@ def test_fresh_samples_have_the_law_of_drawn_ones() -> None:
         g = [torch.relu(noise @ w.T).mean(-1) + torch.relu(-w @ signal).mean() for w in model.filters.detach()[r]]
         direct.append(((f[0] >= f[1]).double().mean() + (g[0] <= g[1]).double().mean()) / 2)
     assert accuracies(model, data).numpy() == pytest.approx(np.array(direct), abs=4 * (0.25 / 40_000 * 2) ** 0.5)
+
+
+def test_kept_test_points_are_those_that_are_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, in any order of stages, and no others than another seed's or side's."""
+    tasks = make_tasks(num_test=20_000)
+
+    def points(side: str, seed: int) -> torch.Tensor:
+        return torch.cat([chunk.normals_RNF for chunk in fresh(tasks, side, seed=seed)[0].test_dataloader()], dim=1)
+
+    asked = [("upstream", 0), ("downstream", 0), ("upstream", 0), ("downstream", 1), ("upstream", 0)]
+    kept = [points(*which) for which in asked]
+    monkeypatch.setattr(signal_noise, "_KEPT_NUMBERS", 0)
+    assert all(torch.equal(of_all, points(*which)) for of_all, which in zip(kept, asked, strict=True))
+    assert not any(torch.equal(kept[a], kept[b]) for a, b in ((0, 1), (1, 3)))
 
 
 def test_cost_does_not_grow_with_the_dimension() -> None:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -22,6 +22,7 @@ from paramtransfer.stage import SIDES, Side, Stage
 
 _OWN_SIGNAL: dict[Side, int] = {"upstream": 1, "downstream": 2}  # u is 0
 _TEST_NUMBERS = 2**23  # drawn at once for testing: bounds memory, never changes a draw
+_KEPT_NUMBERS = 2**26  # normals of test points that are kept for the next stage that asks for the same
 
 
 class Samples(NamedTuple):
@@ -203,6 +204,7 @@ class SignalNoise:
         """Fresh samples of the same task, in chunks; the same for every model and solver."""
         replicates, num_filters, dim = draw.initial_RFD.shape
         rngs = [stream(f"{side} test", seed=seed, replicate=r) for r in range(replicates)]
+        normals = _normals(f"{side} test", seed, (replicates, num_test, num_filters), self.test_chunk(replicates))
         label_rngs = [stream(f"{side} test labels", seed=seed, replicate=r) for r in range(replicates)]
         sigma = torch.tensor(self.sigma(noise))
         chunk = self.test_chunk(replicates)
@@ -210,10 +212,7 @@ class SignalNoise:
             num_points = min(chunk, num_test - start)
             labels_RN = torch.stack([_signs(rng, num_points) for rng in label_rngs])
             if self.is_gaussian:
-                with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy draws outside the interpreter's lock
-                    normals = list(threads.map(partial(_normals, (num_points, num_filters)), rngs))
-                normals_RNF = torch.from_numpy(np.stack(normals))
-                yield FreshSamples(labels_RN, draw.samples.signal_RD, normals_RNF, draw.directions_RSD, sigma)
+                yield FreshSamples(labels_RN, draw.samples.signal_RD, next(normals), draw.directions_RSD, sigma)
             else:
                 drawn = [self.standard_noise((num_points, dim), rng) for rng in rngs]
                 noise_RND = sigma * _off(torch.from_numpy(np.stack(drawn)).float(), draw.directions_RSD)
@@ -222,8 +221,34 @@ class SignalNoise:
                 )
 
 
-def _normals(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    return rng.standard_normal(shape, dtype=np.float32)
+def _normals(name: str, seed: int, shape: tuple[int, int, int], chunk: int) -> Iterator[Tensor]:
+    """Standard normals in chunks of points, (R, chunk, F): one stream for each replicate.
+
+    They do not depend on the setting: a sweep asks for the same ones at every stage.
+    """
+    if chunk < shape[1] and math.prod(shape) <= _KEPT_NUMBERS:
+        kept_RNF = _kept_normals(name, seed, shape)
+        return (kept_RNF[:, start : start + chunk] for start in range(0, shape[1], chunk))
+    return _fresh_normals(name, seed, shape, chunk)
+
+
+@lru_cache(maxsize=2)  # of both sides
+def _kept_normals(name: str, seed: int, shape: tuple[int, int, int]) -> Tensor:
+    return next(_fresh_normals(name, seed, shape, shape[1]))
+
+
+def _fresh_normals(name: str, seed: int, shape: tuple[int, int, int], chunk: int) -> Iterator[Tensor]:
+    replicates, num_points, num_filters = shape
+    rngs = [stream(name, seed=seed, replicate=r) for r in range(replicates)]
+
+    def fill(r: int) -> None:
+        rngs[r].standard_normal(dtype=np.float32, out=drawn[r])
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy draws outside the interpreter's lock
+        for start in range(0, num_points, chunk):
+            drawn = np.empty((replicates, min(chunk, num_points - start), num_filters), dtype=np.float32)
+            list(threads.map(fill, range(replicates)))
+            yield torch.from_numpy(drawn)
 
 
 def _signs(rng: np.random.Generator, num: int) -> Tensor:
