@@ -36,7 +36,6 @@ FIGURES: dict[str, Draw] = {
     "phase": Phase(size="regime.n", family="regime.shared"),
     "phase_loss": Phase(size="regime.time", family="regime.shared"),
     "alpha_small": Curves(x="alpha"),
-    "fig3_small": Curves(x="task.downstream.noise"),
     "fig3_small_fresh": Curves(x="task.downstream.noise"),
 }
 _DEFAULT = pd.Series({"ratio": 4, "alpha": 0.5, "channels": "independent", "batchnorm": "inherit", "noise": 0})
