@@ -99,7 +99,7 @@ def test_replicates_of_a_trained_job_agree_with_counting() -> None:
 
 
 def test_splitting_agrees_on_a_trained_network() -> None:
-    """Forty trained filters with an error of 6e-10, level by level with a Markov chain instead of a shifted Gaussian."""
+    """Forty trained filters with an error of 6e-10: level by level, with a Markov chain and no shifted Gaussian."""
     law = {"u_norm": 9.0, "signal_norm": 9.0, "noise_scale": "std"}
     tasks = make_tasks(dim=10_000, filters=20, init_std=5e-4, lr=5e-3, num1=100, num2=10, noise=1, steps=300, **law)
     data, model, *_ = inherit(tasks, 0.5, replicates=1)

@@ -9,10 +9,10 @@ step taken, and no lack of noise makes up for that.
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Values = float | NDArray[Any]
 Flags = np.bool_ | NDArray[np.bool_]
@@ -70,14 +70,14 @@ class Setting:
 
 def signal_term(s: Setting) -> Values:
     """Theorem 4.2: A = α² N₁² ‖u‖⁴/σ₁⁴ + N₂² ‖s₂‖⁴/σ₂⁴, what both tasks teach of task 2's signal."""
-    upstream = _ratio(s.alpha**2 * s.num1**2 * s.u_norm**4, s.sigma1**4)
-    values: Values = upstream + _ratio(s.num2**2 * s.s2_sq**2, s.sigma2**4)
+    upstream = quotient(s.alpha**2 * s.num1**2 * s.u_norm**4, s.sigma1**4)
+    values: Values = upstream + quotient(s.num2**2 * s.s2_sq**2, s.sigma2**4)
     return values
 
 
 def noise_term(s: Setting) -> Values:
     """Theorem 4.2: B = α² σ₂² N₁/σ₁² + N₂, what both tasks leave of noise; A/B is the largest d that is learnable."""
-    values: Values = _ratio(s.alpha**2 * s.sigma2**2 * s.num1, s.sigma1**2) + s.num2
+    values: Values = quotient(s.alpha**2 * s.sigma2**2 * s.num1, s.sigma1**2) + s.num2
     return values
 
 
@@ -90,9 +90,9 @@ def signal_to_threshold(s: Setting) -> Values:
     Evaluated as the mean of N₁ ‖u‖⁴/(σ₁² σ₂² d) and `scratch_ratio`, weighted with α² N₁ σ₂² and N₂ σ₁², which is the
     same number and has the right limit where a noise is 0 (where both are: the limit for σ₁ = σ₂).
     """
-    inherited = _ratio(s.num1 * s.u_norm**4, s.sigma1**2 * s.sigma2**2 * s.dim)
+    inherited = quotient(s.num1 * s.u_norm**4, s.sigma1**2 * s.sigma2**2 * s.dim)
     weight = s.alpha**2 * s.num1 * s.sigma2**2
-    share = _ratio(weight, weight + s.num2 * s.sigma1**2)
+    share = quotient(weight, weight + s.num2 * s.sigma1**2)
     return _product(share, inherited) + _product(1 - share, scratch_ratio(s))
 
 
@@ -101,7 +101,7 @@ def scratch_ratio(s: Setting) -> Values:
 
     From 1 on the error is at most exp(−ratio), see `error_bound`; up to 1 it is at least 0.1.
     """
-    return _ratio(s.num2 * s.s2_sq**2, s.sigma2**4 * s.dim)
+    return quotient(s.num2 * s.s2_sq**2, s.sigma2**4 * s.dim)
 
 
 def error_bound(ratio: Values) -> Values:
@@ -119,7 +119,7 @@ def gamma(s: Setting) -> Values:
     Γ large and `scratch_ratio` below 1: transfer is near-optimal where training from scratch is not. Sufficient only.
     From a `scratch_ratio` of 1 on, the proposition calls both near-optimal.
     """
-    return _ratio(s.alpha**2 * s.num1 * s.u_norm**4, s.sigma1**2 * s.sigma2**2 * s.dim)
+    return quotient(s.alpha**2 * s.num1 * s.u_norm**4, s.sigma1**2 * s.sigma2**2 * s.dim)
 
 
 def negative_transfer(s: Setting) -> Flags:
@@ -146,17 +146,17 @@ def condition(s: Setting) -> dict[str, Values]:
     log_n, log_m = np.log(n / s.delta), np.log(s.filters / s.delta)
     signal_sq = np.maximum(s.s1_sq, s.s2_sq)
     sigma = np.maximum(s.sigma1, s.sigma2)
-    snr1, snr2 = _ratio(s.s1_sq, s.sigma1**2), _ratio(s.s2_sq, s.sigma2**2)
-    max_init_std = _ratio(1, np.maximum(sigma * s.dim / np.sqrt(n), np.sqrt(log_m * signal_sq)))
+    snr1, snr2 = quotient(s.s1_sq, s.sigma1**2), quotient(s.s2_sq, s.sigma2**2)
+    max_init_std = quotient(1, np.maximum(sigma * s.dim / np.sqrt(n), np.sqrt(log_m * signal_sq)))
     lr_noise = sigma**2 * np.maximum(s.dim**1.5 / (n**2 * s.filters * np.sqrt(log_m)), s.dim / n)
-    max_lr = _ratio(1, np.maximum(lr_noise, signal_sq / s.filters))
+    max_lr = quotient(1, np.maximum(lr_noise, signal_sq / s.filters))
     return {
-        "dim": _ratio(s.dim, np.maximum(n * np.maximum(snr1, snr2), n**2)),
-        "filters": _ratio(s.filters, log_n),
-        "samples": _ratio(n, log_m),
-        "signal": _ratio(np.minimum(snr1, snr2), log_n),
-        "init_std": _ratio(max_init_std, s.init_std),
-        "lr": _ratio(max_lr, s.lr),
+        "dim": quotient(s.dim, np.maximum(n * np.maximum(snr1, snr2), n**2)),
+        "filters": quotient(s.filters, log_n),
+        "samples": quotient(n, log_m),
+        "signal": quotient(np.minimum(snr1, snr2), log_n),
+        "init_std": quotient(max_init_std, s.init_std),
+        "lr": quotient(max_lr, s.lr),
     }
 
 
@@ -173,56 +173,10 @@ def stopping_times(s: Setting, train_loss: float = 0.1) -> dict[str, Values]:
     `downstream_loss` T₂ / (N₂ m/(η ε σ₂²)), ε = `train_loss`: Theorem 4.2, 1 or more for a training loss of at most ε.
     """
     return {
-        "upstream": _ratio(s.steps1 * s.lr * s.sigma1**2 * s.dim, s.num1 * s.filters),
-        "downstream": _ratio(s.steps2 * s.lr * s.sigma2**2 * s.dim, s.num2 * s.filters),
-        "downstream_loss": _ratio(s.steps2 * s.lr * train_loss * s.sigma2**2, s.num2 * s.filters),
+        "upstream": quotient(s.steps1 * s.lr * s.sigma1**2 * s.dim, s.num1 * s.filters),
+        "downstream": quotient(s.steps2 * s.lr * s.sigma2**2 * s.dim, s.num2 * s.filters),
+        "downstream_loss": quotient(s.steps2 * s.lr * train_loss * s.sigma2**2, s.num2 * s.filters),
     }
-
-
-def noise_norm_share(noise_sq_norms: ArrayLike, dim: float, sigma: float) -> Values:
-    """Lemma C.1: share of the samples with σ² d/2 ≤ ‖ξ‖² ≤ 3 σ² d/2, all of them with high probability.
-
-    `noise_sq_norms` (..., N) holds ‖ξ‖², the result (...) the shares.
-    """
-    relative = np.asarray(noise_sq_norms) / (sigma**2 * dim)
-    share: Values = np.mean((relative >= 0.5) & (relative <= 1.5), axis=-1)
-    return share
-
-
-def active_share(active_counts: ArrayLike, filters: float) -> Values:
-    """Lemma C.3: share of the samples on which at least 0.4 m filters with j = y are active at initialization.
-
-    `active_counts` (..., N) counts those filters, out of m = `filters`, the result (...) holds the shares. The lemma
-    says all samples, with high probability; `active_share_by_chance` is what fresh filters have on average.
-    """
-    share: Values = np.mean(5 * np.asarray(active_counts) >= 2 * filters, axis=-1)
-    return share
-
-
-def active_share_by_chance(filters: float) -> Values:
-    """Lemma C.3: the share of samples on which at least 0.4 m of m fresh filters are active, each half the time.
-
-    0.92 at m = 40, 0.87 at m = 20; filters of one stage are independent given the sample, inherited ones are not.
-    """
-    from scipy.stats import binom  # imported here alone: half a second that most jobs do not need
-
-    share: Values = binom.sf(np.ceil(2 * np.asarray(filters) / 5) - 1, filters, 0.5)
-    return share
-
-
-def noise_memorization(steps: ArrayLike, s: Setting, task: Literal[1, 2], b: float = 1.0) -> Values:
-    """Appendix A: the filter mean of ρ̄ after `steps` steps on `task`, in the continuous approximation.
-
-    The solution x of x + b eˣ = c t + b with c = η σ² d |S|/(N m²), |S| = m/2 filters active on a sample: noise
-    memorization that starts at 0. Written with Wright's omega function, W(eᶻ) of Lambert's W: as b eˣ = ω(c t + b +
-    log b), nothing overflows however large t is. `steps` broadcasts with the setting.
-    """
-    from scipy.special import wrightomega  # imported here alone: half a second that most jobs do not need
-
-    sigma, num = {1: (s.sigma1, s.num1), 2: (s.sigma2, s.num2)}[task]
-    rate = s.lr * sigma**2 * s.dim / (2 * num * s.filters)
-    memorized: Values = np.log(wrightomega(rate * np.asarray(steps) + b + math.log(b))) - math.log(b)
-    return memorized
 
 
 def metrics(s: Setting) -> dict[str, float]:
@@ -276,11 +230,11 @@ def verdict(s: Setting) -> str:
     )
 
 
-def _ratio(numerator: Values, denominator: Values) -> Values:
+def quotient(numerator: Values, denominator: Values) -> Values:
     """The quotient, with x / 0 = ∞ and 0 / 0 = 0."""
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        quotient: Values = np.where(np.equal(numerator, 0), 0.0, np.divide(numerator, denominator))[()]
-    return quotient
+        divided: Values = np.where(np.equal(numerator, 0), 0.0, np.divide(numerator, denominator))[()]
+    return divided
 
 
 def _product(weight: Values, value: Values) -> Values:
@@ -296,48 +250,3 @@ def _text(value: Values) -> str:
 
 def _predicted_error(ratio: float) -> str:
     return f"error ≤ {_text(error_bound(ratio))}" if ratio >= 1 else "error ≥ 0.1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statement:
-    """One thing that the proofs say of a training, held against a run."""
-
-    name: str
-    """What is bounded, and how."""
-    source: str
-    """Where the paper says it."""
-    measured: float
-    """The run's value, for the worst filter, sample and replicate."""
-    bound: float
-    """What the paper allows, constants taken as 1."""
-    holds: bool
-    """Whether the run keeps to it."""
-
-
-def statements(s: Setting, observed: dict[str, float]) -> list[Statement]:
-    """What the proofs say of a training on task 2 of `s`, held against its `dynamics/...` metrics.
-
-    They presuppose Condition 4.1. `kappa` is our reading of κ_D, see `paramtransfer.training.dynamics`.
-    """
-    log_steps = math.log(max(float(s.steps1), float(s.steps2)))
-    learning = float(_ratio(s.num2, s.sigma2**2 * s.dim)) * log_steps
-    at_most = [
-        ("ρ̄ ≤ 4 log T*", "Prop. D.1, E.1", "rho_bar_max", 4 * log_steps),
-        ("γ ≲ N‖u‖²/(σ² d) log T*", "Prop. D.1, E.1", "gamma_max", learning * float(s.u_norm) ** 2),
-        ("γ_k ≲ N‖v_k‖²/(σ² d) log T*", "Prop. D.1, E.1", "gamma_k_max", learning * float(s.v2_norm) ** 2),
-        ("ratio of sample gradients ≤ 13", "Lemma E.5", "gradient_ratio", 13.0),
-        ("κ_D < 0.1", "Prop. D.1, E.1", "kappa", 0.1),
-    ]
-    at_least = [
-        ("ρ̄ ≥ 0", "Prop. D.1, E.1", "rho_bar_min", 0.0),
-        ("ρ̲ ≥ −4 log T*", "Prop. D.1, E.1", "rho_under_min", -4 * log_steps),
-        ("j⟨w, s⟩ never falls", "App. D, E", "signal_step_min", 0.0),
-        ("σ²d/2 ≤ ‖ξ‖² ≤ 3σ²d/2, share of samples", "Lemma C.1", "noise_norm_share", 1.0),
-        ("0.4 m active filters with j = y, share of samples", "Lemma C.3", "active_share", 1.0),
-    ]
-    return [
-        Statement(name=name, source=source, measured=value, bound=bound, holds=sign * value <= sign * bound)
-        for sign, group in ((1, at_most), (-1, at_least))
-        for name, source, key, bound in group
-        for value in [observed[f"dynamics/{key}"]]
-    ]
