@@ -10,6 +10,7 @@ import pytest
 
 from paramtransfer.figures.curves import Curves
 from paramtransfer.figures.drawing import SweepData
+from paramtransfer.figures.epochs import Epochs
 from paramtransfer.figures.heatmap import Heatmap
 from paramtransfer.figures.phase import Phase, crossing
 from paramtransfer.figures.significance import gain_counts, harm_prediction
@@ -125,6 +126,20 @@ def test_curves_say_where_transfer_does_harm_and_whether_that_is_predicted() -> 
     bound = drawing.figures["figure"].axes[0].lines[-1].get_ydata()
     assert np.asarray(bound)[1] == pytest.approx(1 - math.exp(-2))
     assert np.isnan(np.asarray(bound)[[0, 2]]).all()
+
+
+def test_epochs_pair_the_gain_by_seed() -> None:
+    """Gains of two seeds, 0.1 then 0 and 0 then 0.2; the accuracies themselves spread twice as far."""
+    curves = {"b0": [0.5, 0.6], "d0": [0.6, 0.6], "b1": [0.7, 0.8], "d1": [0.7, 1.0]}
+    rows = pd.DataFrame({"seed": [0, 1], "baseline_run_id": ["b0", "b1"], "downstream_run_id": ["d0", "d1"]})
+    data = SweepData(
+        keys=[], table=rows, rows=rows, job=pytest.fail, history=lambda run_id, name: pd.Series(curves[run_id])
+    )
+    drawing = Epochs()(data)
+    gain = drawing.tables["curves"].query("curve.str.startswith('gain')")
+    assert gain[["mean", "sem"]].to_numpy() == pytest.approx(np.array([[0.05, 0.05], [0.1, 0.1]]))
+    # 0.1 +- 12.706 * 0.1, one degree of freedom
+    assert drawing.notes[-1].endswith("paired by seed: 0.1000 ± 0.1000 (95 %: -1.1706 to 1.3706)")
 
 
 def test_heatmap_truncates_at_the_given_accuracies() -> None:
