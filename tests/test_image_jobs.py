@@ -274,7 +274,7 @@ def test_norms_and_biases_do_not_decay(job: Fixture) -> None:
     model = module.model.build(module.tasks.data("downstream", seed=0))
     made = module.tasks.optim.configure(model, inherited={}, steps=10, epochs=2)
     decay = {id(p): group["weight_decay"] for group in made["optimizer"].param_groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         assert decay[id(parameter)] == (5e-4 if parameter.dim() > 1 else 0)
 
 

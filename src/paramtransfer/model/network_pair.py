@@ -1,5 +1,6 @@
 """The upstream and the downstream network of an image job."""
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from paramtransfer.model import weights
 from paramtransfer.model.networks import HEADS, STEMS, check_name, library_network, make_network
 from paramtransfer.randomness import stream
 from paramtransfer.stage import Side, Stage
+
+log = logging.getLogger(__name__)
 
 
 class _Task(Protocol):
@@ -91,24 +94,30 @@ class NetworkPair:
             return None
         if self.weights == weights.DEFAULT:
             return weights.pretrained(self.names["upstream"]).state_dict()
-        state = read_run(self.weights) if _is_run(self.weights) else weights.read_file(self.weights)
-        self._fitting(state)
-        return state
+        if _is_run(self.weights):
+            return self._fitting({"": read_run(self.weights)})[1]
+        network, tensors, place = self._fitting(weights.read_file(self.weights))
+        if place:
+            log.info(f"{weights.KEY}={self.weights}: {type(network).__name__}'s tensors are read from {place}")
+        return tensors
 
     def upstream(self, state: Mapping[str, Tensor] | None, data: _Task) -> nn.Module:
-        """The upstream network with a state, or untrained.
+        """The upstream network with a state, its head aside, or untrained.
 
         Raises:
             ValueError: the state is of another architecture.
         """
         if state is not None:
-            return self._fitting(state)
+            return self._fitting({"": state})[0]
         if self.weights == weights.DEFAULT:
             return library_network(self.names["upstream"])
         return self._network("upstream", len(data.classes))
 
-    def _fitting(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """The upstream network as configured, or as its library has it, whichever the state is of."""
+    def _fitting(self, groups: Mapping[str, Mapping[str, Tensor]]) -> tuple[nn.Module, dict[str, Tensor], str]:
+        """The upstream network as configured, or as its library has it, whichever the tensors are of.
+
+        What differs with the number of classes is the head, which nothing is inherited from: it may be missing.
+        """
         name, options = self.names["upstream"], self._options["upstream"]
         makes: list[Callable[[int], nn.Module]] = [
             lambda classes: self._network("upstream", classes),
@@ -116,10 +125,19 @@ class NetworkPair:
         ]
         reason = ""
         for make in makes:
-            network = make(weights.num_classes(make(2), state))
-            reason = weights.load(network, state)
-            if not reason:
-                return network
+            network = make(2)
+            with torch.device("meta"):
+                other = make(3).state_dict()
+            wanted = {
+                name: tensor
+                for name, tensor in network.state_dict().items()
+                if tensor.shape == other[name].shape and not name.endswith("num_batches_tracked")
+            }
+            found = weights.match(wanted, groups)
+            if isinstance(found, weights.Found):
+                network.load_state_dict(found.tensors, strict=False)
+                return network, found.tensors, found.place
+            reason = found
         raise ValueError(f"{weights.KEY}={self.weights}: must be weights of {name}, but {reason}")
 
 

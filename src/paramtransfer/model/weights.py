@@ -1,11 +1,18 @@
 """Upstream weights from elsewhere: a file, or what torchvision and timm offer."""
 
+import argparse
 import hashlib
-from collections.abc import Mapping
+import os
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -20,41 +27,120 @@ KEY = "model.upstream.weights"
 DEFAULT = "DEFAULT"
 
 
-def read_file(path: str) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: a plain one, one below `state`, `state_dict` or `model`, or safetensors.
+def read_file(text: str) -> dict[str, dict[str, Tensor]]:
+    """All groups of tensors by name in a checkpoint, by where in it they are: "" or `state_dict` or `ema` or so.
+
+    Args:
+        text: the file, and after `::` which of the groups is meant, where there are several.
 
     Raises:
-        ValueError: no such file, or no tensors in it.
+        ValueError: no such file, or no tensors in it; says what it is instead.
     """
+    path, _, choice = text.partition("::")
+    if what := _no_checkpoint(path):
+        raise ValueError(f"{KEY}={path}: must be a checkpoint of tensors, but {what}")
     try:
-        content: Any = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+        content: object = load_file(path) if path.endswith(".safetensors") else _load(path)
     except Exception as error:  # whatever a file that is no checkpoint leads to
-        reason = first_line(error)
-        if type(error).__name__ == "UnpicklingError":  # torch's own reason is an essay
-            reason = "it holds more than tensors: save model.state_dict(), not the model"
-        raise ValueError(f"{KEY}={path}: cannot be read as a checkpoint of tensors ({reason})") from error
-    for key in ("state", "state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{KEY}={path}: cannot be read as a checkpoint of tensors ({_reason(error)})") from error
+    groups = dict(_groups(content, ""))
+    if not groups:
         raise ValueError(f"{KEY}={path}: must be a checkpoint of tensors by name")
-    prefix = "model." if all(name.startswith("model.") for name in content) else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    if choice and not (groups := _chosen(groups, choice)):
+        raise ValueError(f"{KEY}={text}: must name a part of the checkpoint")
+    return groups
 
 
-def hash_file(path: str) -> str:
-    """Of its content.
+def _load(path: str) -> object:
+    """By torch's safe loading, which also takes the plain values that people keep beside their tensors."""
+    multiarray = import_module("numpy._core.multiarray")
+    plain: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
+        argparse.Namespace,
+        defaultdict,
+        np.dtype,
+        np.ndarray,
+        *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")),
+        *((multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        *((multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    ]
+    with torch.serialization.safe_globals(plain):
+        return torch.load(path, "cpu", weights_only=True)
+
+
+def _no_checkpoint(path: str) -> str:
+    """What a file is that people take for a checkpoint; empty where it may be one."""
+    file = Path(path)
+    if file.is_dir():
+        return "it is a folder"
+    if not file.is_file():
+        return ""  # said elsewhere
+    if not os.access(file, os.R_OK):
+        return "it may not be read"
+    with file.open("rb") as opened:
+        start = opened.read(512).lstrip()
+    if not start:
+        return "it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: run `git lfs pull` for the file itself"
+    if start.startswith(b"<"):
+        return "it is a web page, as a failed download leaves it"
+    if not start.startswith(b"PK"):
+        return ""
+    if not zipfile.is_zipfile(file):
+        return "it is cut short"
+    with zipfile.ZipFile(file) as archive:
+        scripted = any(name.endswith("constants.pkl") for name in archive.namelist())
+    return "it is TorchScript: save model.state_dict(), not the model" if scripted else ""
+
+
+def _reason(error: Exception) -> str:
+    if found := re.search(r"GLOBAL (\S+) was not", str(error)):
+        return f"it holds a {found[1]}, more than tensors: save model.state_dict(), not the model"
+    if isinstance(error, EOFError) or "truncated" in str(error) or "Ran out of input" in str(error):
+        return "it is cut short"
+    if type(error).__name__ == "UnpicklingError":  # torch's own reason is an essay
+        return "it holds more than tensors: save model.state_dict(), not the model"
+    return first_line(error)
+
+
+def _groups(content: object, place: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The mappings in a checkpoint that hold tensors."""
+    if not isinstance(content, Mapping):
+        return
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield place, tensors
+    for name, value in content.items():
+        yield from _groups(value, f"{place}.{name}".strip("."))
+
+
+def _chosen(groups: Mapping[str, dict[str, Tensor]], choice: str) -> dict[str, dict[str, Tensor]]:
+    """The groups, or the tensors in them, that a name stands for."""
+    chosen = {place: tensors for place, tensors in groups.items() if f".{place}.".find(f".{choice}.") >= 0}
+    if chosen:
+        return chosen
+    inside = {
+        place: {name: tensor for name, tensor in tensors.items() if f".{name}".find(f".{choice}.") >= 0}
+        for place, tensors in groups.items()
+    }
+    return {place: tensors for place, tensors in inside.items() if tensors}
+
+
+def hash_file(text: str) -> str:
+    """Of a file's content, with what is chosen of it.
 
     Raises:
         ValueError: no such file.
     """
+    path, _, choice = text.partition("::")
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ValueError(
             f"{KEY}={path}: must be a run id, a checkpoint file that can be read ({error.strerror}), or {DEFAULT}"
         ) from error
+    return f"{digest}::{choice}" if choice else digest
 
 
 def pretrained(name: str) -> nn.Module:
@@ -82,26 +168,54 @@ def _where(name: str) -> str:
     return f"run `hf download {repository}` where there is a network and copy its HF_HOME folder here"
 
 
-def num_classes(network: nn.Module, state: Mapping[str, Tensor]) -> int:
-    """How many classes a state has: the size of what has two in a network of two."""
-    sizes = [
-        len(state[name])
-        for name, tensor in network.state_dict().items()
-        if name in state and tensor.dim() and len(tensor) == 2 and state[name].dim()
-    ]
-    return sizes[-1] if sizes else 2
+@dataclass(frozen=True)
+class Found:
+    """Tensors of a checkpoint under a network's names."""
+
+    place: str
+    """Where in the checkpoint they are, the prefix of their names included."""
+    tensors: dict[str, Tensor]
 
 
-def load(network: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Load a state dict, or say in a few words why it does not fit."""
-    wanted = network.state_dict()
+def match(wanted: Mapping[str, Tensor], groups: Mapping[str, Mapping[str, Tensor]]) -> Found | str:
+    """The tensors that a network wants, under whatever prefix their names have; or in a few words why there are none.
+
+    Args:
+        wanted: tensors of the right shapes, by the network's names.
+        groups: tensors by name, by their place in a checkpoint.
+
+    Raises:
+        ValueError: two groups fit and differ, or a tensor holds NaN or infinity.
+    """
+    first = next(iter(wanted))
+    fits: list[Found] = []
+    reasons = [f"it has no {first}"]
+    for place, tensors in groups.items():
+        prefixes = [name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")]
+        for prefix in prefixes:
+            reason = _misfit(wanted, tensors, prefix)
+            where = ".".join(filter(None, (place, prefix.removesuffix("."))))
+            if reason:
+                reasons.append(reason)
+            else:
+                fits.append(Found(where, {name: tensors[f"{prefix}{name}"] for name in wanted}))
+    if not fits:
+        return reasons[-1]
+    others = [fit.place for fit in fits[1:] if any(not torch.equal(fits[0].tensors[n], fit.tensors[n]) for n in wanted)]
+    if others:
+        places = " or ".join(f"::{place}" for place in (fits[0].place, *others))
+        raise ValueError(f"{KEY}: must say which of several weights is meant, by {places} behind the file's name")
+    for name, tensor in fits[0].tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{KEY}: must be finite numbers, but {name} has NaN or infinity")
+    return fits[0]
+
+
+def _misfit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str) -> str:
     for name, tensor in wanted.items():
-        if name not in state:
-            return f"it has no {name}"
-        if state[name].shape != tensor.shape:
-            return f"its {name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-    for name in state:
-        if name not in wanted:
-            return f"it has {name} too"
-    network.load_state_dict(state)
+        found = tensors.get(f"{prefix}{name}")
+        if found is None:
+            return f"it has no {prefix}{name}"
+        if found.shape != tensor.shape:
+            return f"its {prefix}{name} is {tuple(found.shape)} instead of {tuple(tensor.shape)}"
     return ""
