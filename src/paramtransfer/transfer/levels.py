@@ -84,12 +84,12 @@ def testing(*models: nn.Module) -> Iterator[None]:
 def explained_variance(upstream: nn.Module, downstream: nn.Module, images: Iterable[Labelled]) -> dict[str, float]:
     """How much of each of the upstream's levels a linear map finds in the downstream's: share of variance, by level.
 
-    The map is fitted by ridge regression on every other batch, and judged on the rest.
+    The map is fitted by ridge regression on one half of each batch, and judged on the other.
 
     Args:
         upstream: the trained model.
         downstream: with what it inherited, before training.
-        images: at least two batches.
+        images: some batches.
     """
     levels = common_levels(upstream, downstream)
     sums: dict[str, _Regression] = {}
@@ -98,13 +98,14 @@ def explained_variance(upstream: nn.Module, downstream: nn.Module, images: Itera
         inputs_of(upstream, [there for there, _ in levels.values()]) as theirs,
         inputs_of(downstream, [here for _, here in levels.values()]) as ours,
     ):
-        for number, (images_BCHW, _) in enumerate(images):
+        for images_BCHW, _ in images:
             upstream(images_BCHW)
             downstream(images_BCHW)
             for level, (there, here) in levels.items():
                 target, given = at_same_places(theirs[there], ours[here])
-                rows = [each.movedim(1, -1).flatten(0, -2).double() for each in (given, target)]
-                sums.setdefault(level, _Regression()).add(rows[0], rows[1], fit=number % 2 == 0)
+                for half in (0, 1):
+                    rows = [each[half::2].movedim(1, -1).flatten(0, -2).double() for each in (given, target)]
+                    sums.setdefault(level, _Regression()).add(rows[0], rows[1], half=half)
     return {level: regression.explained() for level, regression in sums.items()}
 
 
@@ -114,12 +115,12 @@ class _Regression:
     def __init__(self) -> None:
         self._sums: list[tuple[Tensor, Tensor, Tensor] | None] = [None, None]
 
-    def add(self, given: Tensor, target: Tensor, *, fit: bool) -> None:
+    def add(self, given: Tensor, target: Tensor, *, half: int) -> None:
         given = torch.cat([given, torch.ones_like(given[:, :1])], dim=1)
         new = (given.T @ given, given.T @ target, torch.stack([target.sum(0), target.square().sum(0)]))
-        old = self._sums[1 - fit]
+        old = self._sums[half]
         counted = new if old is None else tuple(a + b for a, b in zip(old, new, strict=True))
-        self._sums[1 - fit] = (counted[0], counted[1], counted[2])
+        self._sums[half] = (counted[0], counted[1], counted[2])
 
     def explained(self) -> float:
         """1 - sum of squared errors / sum of squares about the mean; at least 0."""

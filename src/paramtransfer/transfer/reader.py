@@ -251,7 +251,7 @@ class _Reader:
         if module in self._head:
             return HEAD
         if name.endswith(_COUNTER):
-            return "counts batches: has no channels"
+            return "counts batches"
         if not any(f"{node.target}.".startswith(f"{module}.") for node in self._graph.nodes):
             return "takes no part in the scores: an auxiliary head or its like"
         return f"{type(self._modules.get(module)).__name__}: has no filters"
