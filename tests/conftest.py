@@ -19,6 +19,7 @@ import pytest
 from mlflow_server import MlflowServer
 
 from paramtransfer.cli.process import configure_process
+from paramtransfer.interrupts import SIGNALS
 
 configure_process()  # before MLflow is imported
 
@@ -93,7 +94,7 @@ def run_here() -> Callable[..., "subprocess.CompletedProcess[str]"]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
         words = ["train.py", *arguments, *tiny, *more]
         stdout, stderr, code = io.StringIO(), io.StringIO(), 0
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         open_store.cache_clear()
         GlobalHydra.instance().clear()
         with (
@@ -134,7 +135,7 @@ def train_here(
         monkeypatch.setattr("sys.argv", ["train.py", *arguments])
         open_store.cache_clear()
         GlobalHydra.instance().clear()
-        handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             main()
         finally:

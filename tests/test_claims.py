@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
@@ -11,9 +13,14 @@ from typing import Any
 
 import pytest
 from conftest import TINY
-from shared_jobs import PRELOADED, run_job
+from filelock import FileLock
+from mlflow_server import MlflowServer
+from shared_jobs import PRELOADED, leave_runs, run_job
 
-from paramtransfer.errors import SharedStageError
+from paramtransfer.errors import LostRun, SharedStageError, StoreError
+from paramtransfer.experiment import run as job_runs
+from paramtransfer.tracking import connect, signs
+from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
 
 STAGES = {"upstream", "baseline", "downstream"}
@@ -122,7 +129,7 @@ def test_killed_trainer_is_replaced(jobs: Jobs, tmp_path: Path, runs_of: Fixture
 
 @pytest.mark.parametrize("jobs", ["sqlite"], indirect=True)
 def test_failing_stage_fails_its_waiters(jobs: Jobs, tmp_path: Path, runs_of: Fixture) -> None:
-    """A stage fails: those who wait for it fail with its reason, train nothing and leave no run RUNNING."""
+    """A stage fails: those who wait for it fail with its reason; what none has begun is KILLED, for others to do."""
     jobs.start(1)
     _until(lambda: "downstream" in runs_of(tmp_path))
     for alpha in (0, 1):
@@ -132,8 +139,191 @@ def test_failing_stage_fails_its_waiters(jobs: Jobs, tmp_path: Path, runs_of: Fi
     own, *others = sorted(jobs.answer(3), key=lambda error: isinstance(error, SharedStageError))
     assert str(own) == "out of luck"
     runs = runs_of(tmp_path)
-    assert _statuses(runs) == {"upstream": ["FAILED"], "baseline": ["FAILED"], "downstream": ["FAILED"] * 3}
+    assert _statuses(runs) == {"upstream": ["FAILED"], "baseline": ["KILLED"], "downstream": ["KILLED"] * 3}
     for error in others:
         assert isinstance(error, SharedStageError)
         assert runs["upstream"][0].info.run_id in str(error)
         assert "out of luck" in str(error)
+
+
+# Whose a run is, with a server: each store stands for a process.
+
+
+@pytest.fixture
+def stores(lasting_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Store]:
+    """Opens a store as another process would, with signs of life that are ten times as fast."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", lasting_server.uri)
+    for name in ("_BEAT_SECONDS", "_LOOK_SECONDS", "_DEAD_SECONDS"):
+        monkeypatch.setattr(signs, name, getattr(signs, name) / 10)
+    return lambda: Store(tmp_path / "mlruns")
+
+
+def _create(session: Session, fingerprint: str, **tags: str) -> str:
+    tags = {"stage": "upstream", "fingerprint": fingerprint, **tags}
+    return session.create(name="stage", tags=tags, params={}, files={})
+
+
+def _leave(store: Store, fingerprint: str, status: str) -> str:
+    """A run that has ended with a checkpoint."""
+    with Session(store) as session:
+        run_id = _create(session, fingerprint)
+        folder = session.checkpoints(run_id)
+        folder.mkdir(parents=True)
+        (folder / "step-1.ckpt").touch()
+        session.end(run_id, status)
+    return run_id
+
+
+def test_one_of_many_goes_on_with_a_run(stores: Callable[[], Store]) -> None:
+    """Jobs that are started again at the same moment: one has the run, failed or not, and the others wait for it."""
+    run_id = _leave(stores(), "restarted", "FAILED")
+    sessions = [Session(stores()) for _ in range(4)]
+    barrier, errors = threading.Barrier(len(sessions)), []
+
+    def claim(session: Session) -> None:
+        barrier.wait()
+        try:
+            assert session.claim("restarted", lambda: _create(session, "restarted"), among={}) == run_id
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=claim, args=[session]) for session in sessions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert [session.owns(run_id) for session in sessions].count(True) == 1
+    late = Session(stores())
+    assert late.claim("restarted", lambda: _create(late, "restarted"), among={}) == run_id
+    assert not late.owns(run_id)
+
+
+def test_an_outage_is_no_death(stores: Callable[[], Store], lasting_server: MlflowServer) -> None:
+    """A trainer that could not show itself while the server was away is alive; one that shows nothing then is not."""
+    trainer, watcher = stores(), stores()
+    session = Session(trainer)
+    run_id = _create(session, "outage")
+
+    def watch(seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if not watcher.signs.is_alive(watcher.run(run_id)):
+                return False
+            time.sleep(0.1)
+        return True
+
+    assert watch(2)
+    lasting_server.kill()
+    restart = threading.Timer(6, lasting_server.start)
+    restart.start()
+    assert watch(6 + 5)
+    restart.join()
+    assert watch(6)
+    trainer.signs.drop(run_id)  # as if it died
+    assert not watch(60)
+
+
+def test_who_has_lost_a_run_stops_writing(stores: Callable[[], Store], tmp_path: Path) -> None:
+    """Neither points nor an end of the former owner arrive, nor what it has left on disk, and it is told."""
+    before, after = stores(), stores()
+    session = Session(before)
+    run_id = _create(session, "taken")
+    logger = session.begin(run_id)
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.flush()
+    assert after.signs.take(after.run(run_id))
+    with pytest.raises(LostRun, match="another process"):  # its own thread may notice first
+        for step in range(1, 3):
+            logger.log_metrics({"loss": 2.0}, step)
+            logger.flush()
+    session.end(run_id, "FAILED")
+    assert after.history(run_id, "loss") == {0: 1.0}
+    assert after.run(run_id).status == "RUNNING"
+    assert not list((tmp_path / "mlruns" / "undelivered").iterdir())
+
+
+def test_a_job_takes_the_result_of_who_has_its_run(
+    compose_job: Fixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that loses a run goes on with what the other process made of it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    plain = job_runs.train
+
+    def train(job: Any, stage: str, *args: Any) -> Any:
+        result = plain(job, stage, *args)  # type: ignore[arg-type]
+        if stage == "upstream":
+            raise LostRun("it was the other process that finished")
+        return result
+
+    monkeypatch.setattr(job_runs, "train", train)
+    results = job_runs.run(compose_job(*TINY), Store(tmp_path), tags={})
+    assert {stage: result.reused for stage, result in results.items()} == {
+        "upstream": True,
+        "baseline": False,
+        "downstream": False,
+    }
+
+
+# What dead processes leave.
+
+
+def test_long_names_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To what the column of an SQL server takes."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = Store(tmp_path)
+    with Session(store) as session:
+        run_id = session.create(name="n" * 300, tags={}, params={}, files={})
+        session.end(run_id, "FINISHED")
+    assert store.run(run_id).name == "n" * 247 + "..."
+
+
+def test_runs_of_dead_processes_are_ended(
+    tmp_path: Path, compose_job: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed sweep's run and those of a killed job that trained anew; that one goes on as far as it had come."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    dying = PROCESSES.Process(target=leave_runs, args=([*TINY, "reuse=false"], tmp_path))
+    dying.start()
+    dying.join(60)
+    assert dying.exitcode == -signal.SIGKILL
+    store = Store(tmp_path)
+    stages = [(run.tags["stage"], run.status) for run in store.runs("tags.stage != ''")]
+    assert sorted(stages) == [
+        ("baseline", "RUNNING"),
+        ("downstream", "RUNNING"),
+        ("sweep", "RUNNING"),
+        ("upstream", "FINISHED"),
+    ]
+    results = job_runs.run(compose_job(*TINY, "reuse=false"), store, tags={})
+    assert [results[stage].reused for stage in ("upstream", "baseline", "downstream")] == [True, False, False]
+    assert {run.status for run in store.runs("tags.stage != ''")} == {"FINISHED", "KILLED"}
+    again = job_runs.run(compose_job(*TINY, "reuse=false"), store, tags={})
+    assert not any(result.reused for result in again.values())
+
+
+def test_file_store_in_use_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single job is refused, too, and the sentence says what to do if that job is dead."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = Store(tmp_path)
+    with Session(store) as session:
+        monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+        run_id = _create(session, "f")
+        monkeypatch.undo()
+        with pytest.raises(StoreError, match=rf"{run_id}.*elsewhere.*one machine.*remove the file"):
+            Session(Store(tmp_path)).bury_dead()
+        session.end(run_id, "FINISHED")
+        Session(Store(tmp_path)).bury_dead()
+
+
+def test_stopped_process_that_holds_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others say what they wait for, and do not wait for ever."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(connect, "_SAY_AFTER_SECONDS", 0.1)
+    monkeypatch.setattr(connect, "_LOCK_SECONDS", 0.1)
+    store = Store(tmp_path)
+    with FileLock(tmp_path / "mlflow.db.lock"), pytest.raises(StoreError, match=r"mlflow\.db\.lock.*stopped"):
+        Session(store).bury_dead()
+    assert "held by another process" in caplog.text

@@ -140,9 +140,11 @@ import os, signal, sys
 from pathlib import Path
 from mlflow import MlflowClient
 from paramtransfer.tracking.outbox import Outbox
+from paramtransfer.tracking.signs import Heartbeats
 
 uri, run_id, folder = sys.argv[1:]
-outbox = Outbox(MlflowClient(uri), uri, run_id, Path(folder))
+client = MlflowClient(uri)
+outbox = Outbox(client, uri, run_id, Path(folder), Heartbeats(client, uri))
 for step in range(2000):
     outbox.log({"loss": step}, step)
     if step == 999:
@@ -265,6 +267,7 @@ def test_full_disk(tmp_path: Path, open_store: Fixture) -> None:
         try:
             with Session(store) as session:
                 run_id = _create(session)
+                session.begin(run_id)
                 (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - 8192))
                 session.finish(run_id, replace(RESULT, state={"weight": torch.zeros(10**5)}), metrics={}, files={})
         except StoreError as error:
@@ -288,7 +291,7 @@ def test_artifacts_that_cannot_be_written(tmp_path: Path, open_store: Fixture) -
         Session(store) as session,
     ):
         _create(session)
-    assert [_status(store, run_id) for run_id in session.opened] == ["FAILED"]
+    assert [_status(store, run_id) for run_id in session.opened] == ["KILLED"]
     assert _undelivered(tmp_path) == []
 
     artifacts.unlink()

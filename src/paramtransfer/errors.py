@@ -32,6 +32,10 @@ class StoreError(RuntimeError):
         self.reason = reason or sentence
 
 
+class LostRun(StoreError):
+    """Another process has taken a run over, which was this one's."""
+
+
 class Unreadable(StoreError):
     """What a run keeps cannot be read, though the store answers."""
 

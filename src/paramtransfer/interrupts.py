@@ -1,28 +1,77 @@
-"""Ctrl-C and SIGTERM become one exception, so that what is open is closed; they wait while something is half done."""
+"""Signals that end a process become one exception, so that what is open is closed; they wait while something is half
+done."""
 
+import gc
+import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import NoReturn
 
-_WORDS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
+_WORDS = {
+    signal.SIGTERM: "terminated",
+    signal.SIGINT: "interrupted",
+    signal.SIGHUP: "hung up",
+    signal.SIGQUIT: "quit",
+    signal.SIGUSR1: "ended by SIGUSR1",
+    signal.SIGUSR2: "ended by SIGUSR2",
+    signal.SIGXCPU: "out of CPU time",
+}
+SIGNALS = tuple(_WORDS)
+"""What ends a process."""
+_AGAIN_SECONDS = 1.0
+
+_closing = threading.Event()
 
 
 class Interrupted(SystemExit):
-    """A person or the system has told the process to end; the message is one word."""
+    """A person or the system has told the process to end; the message is a word or two."""
 
 
 def end_gracefully() -> None:
     """From now on the signals raise `Interrupted`; a handler of somebody else's stays."""
+    _closing.clear()
     for number, word in _WORDS.items():
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, partial(_end, word))
 
 
-def _end(word: str, *_: object) -> NoReturn:
+def _end(word: str, number: int, _: object) -> NoReturn:
+    threading.Thread(target=_repeat, args=[number], name="interrupt", daemon=True).start()
     raise Interrupted(word)
+
+
+def _repeat(number: int) -> None:
+    """Python swallows what is raised in a destructor or a weak reference's callback: then once more."""
+    if not _closing.wait(_AGAIN_SECONDS):
+        os.kill(os.getpid(), number)
+
+
+def begin_closing() -> None:
+    """The interruption has been noticed: it is not repeated."""
+    _closing.set()
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether a process was told to end; submitit has an exception of its own for a job's last time limit."""
+    return not isinstance(error, Exception) or type(error).__module__.startswith("submitit.")
+
+
+def let_go(error: BaseException) -> None:
+    """Let go of what the frames of an error and of those before it hold, such as an open transaction of the store."""
+    chain: list[BaseException] = []
+    pending: list[BaseException | None] = [error]
+    while pending:
+        one = pending.pop()
+        if one is not None and one not in chain:
+            chain.append(one)
+            pending += [one.__cause__, one.__context__]
+    for one in chain:
+        traceback.clear_frames(one.__traceback__)
+    gc.collect()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from paramtransfer.cli.process import CONF, FOLDER
 from paramtransfer.cli.root import check_root
-from paramtransfer.interrupts import Interrupted
+from paramtransfer.interrupts import Interrupted, begin_closing
 
 if TYPE_CHECKING:
     from paramtransfer.tracking.claims import Session
@@ -48,6 +48,7 @@ def closing_sweep() -> Iterator[None]:
         interrupted = True
         raise
     finally:
+        begin_closing()
         _SWEEP.reset(token)
         if sweep.session is not None:
             _close(sweep.session, sweep.sweep_id, interrupted=interrupted)

@@ -1,11 +1,12 @@
 """A job: one upstream, one baseline, one downstream training, each found in the store or trained and kept there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from paramtransfer.errors import ConfigError
+from paramtransfer.errors import ConfigError, LostRun
 from paramtransfer.experiment.job import Job, ReadRun, StageResult
 from paramtransfer.experiment.nearest import why_trained
 from paramtransfer.experiment.outcome import outcome
@@ -32,6 +33,7 @@ def run(job: Job, store: Store, *, tags: Mapping[str, str], follower: Sequence[s
     """
     foreign = foreign_state(job, lambda run_id: store.result(run_id).state)
     with job.trainer.ranks.leading(job.config, store.folder / RANKS, follower), Session(store) as session:
+        session.bury_dead()
         stages = _Stages(job, session, tags)
         for stage in job.stages:
             stages.claim(stage)
@@ -72,6 +74,7 @@ class _Stages:
         self._job = job
         self._session = session
         self._tags = tags
+        self._attempt = {} if job.reuse else session.attempt(job.stages["downstream"].fingerprint)
         self._run_ids: dict[Stage, str] = {}
         self.results: dict[Stage, StageResult] = {}
 
@@ -86,7 +89,13 @@ class _Stages:
             why_trained(self._session.store, stage, identity)
             return self._session.create(
                 name=self._name(stage),
-                tags={"stage": stage, "fingerprint": identity.fingerprint, **others, **self._tags},
+                tags={
+                    "stage": stage,
+                    "fingerprint": identity.fingerprint,
+                    **others,
+                    **self._attempt,
+                    **self._tags,
+                },
                 params=identity.settings,
                 files={
                     "config.yaml": self._job.config,
@@ -95,7 +104,7 @@ class _Stages:
                 },
             )
 
-        run_id = self._session.claim(identity.fingerprint, create) if self._job.reuse else create()
+        run_id = self._session.claim(identity.fingerprint, create, among=self._attempt)
         self._session.store.tag(run_id, {**others, **self._tags} if self._session.owns(run_id) else self._tags)
         self._run_ids[stage] = run_id
 
@@ -110,11 +119,22 @@ class _Stages:
             if self._session.owns(run_id) and stage == "upstream" and foreign is not None:
                 self.results[stage] = self._keep(run_id, foreign)
             elif self._session.owns(run_id):
-                self.results[stage] = train(self._job, stage, self._session, run_id, self.results)
+                with self._unless_lost(run_id):
+                    self.results[stage] = train(self._job, stage, self._session, run_id, self.results)
             elif result := self._take(stage, run_id):
                 self.results[stage] = result
             else:
                 self._claim_again(stage)
+
+    @contextmanager
+    def _unless_lost(self, run_id: str) -> Iterator[None]:
+        """If another process has taken the run over, its result is waited for; where others train along, it ends."""
+        try:
+            yield
+        except LostRun:
+            if self._job.trainer.ranks.size > 1:
+                raise
+            self._session.forget(run_id)
 
     def _keep(self, run_id: str, state: Mapping[str, Tensor]) -> StageResult:
         """An upstream that is not trained here."""

@@ -1,8 +1,8 @@
 """Who trains a stage that several jobs need: the process whose run of it is RUNNING and shows a sign of life.
 
-Beside a SQLite store jobs look and claim one at a time: exactly one trains. With a tracking server two jobs that start
-at the same moment may, rarely, both train; the first one's run counts. A result that is lost or cannot be read is
-computed again; none is ever used for another.
+Beside a SQLite store jobs look and claim one at a time: exactly one trains. With a tracking server a run is its owner's
+until another process takes it over; whoever has lost a run stops writing to it and waits for its result. Two jobs that
+start at the same moment may, rarely, create a run each: the first one counts, the other is taken back before it trains.
 """
 
 import logging
@@ -17,15 +17,20 @@ from uuid import uuid4
 
 from mlflow.entities import Param
 
-from paramtransfer.errors import SharedStageError, StoreError, Unreadable
-from paramtransfer.interrupts import uninterrupted
+from paramtransfer.errors import LostRun, SharedStageError, StoreError, Unreadable
+from paramtransfer.interrupts import begin_closing, is_interruption, let_go, uninterrupted
 from paramtransfer.tracking import provenance, results
-from paramtransfer.tracking.connect import patiently, reason_of, without_secrets
+from paramtransfer.tracking.connect import masked, patiently, reason_of
+from paramtransfer.tracking.logger import BufferedLogger
 from paramtransfer.tracking.results import Result
 from paramtransfer.tracking.runs import RunRecord
 from paramtransfer.tracking.store import DESCRIPTION, Store
 
 _POLL_SECONDS = 2.0
+_LONGEST_NAME = 250  # that an SQL server takes
+
+_ATTEMPT = "attempt"
+_DIED = "its process died"
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +38,16 @@ log = logging.getLogger(__name__)
 class Session:
     """The runs that one job or sweep has opened and is to end.
 
-    A context: runs that an exception leaves open are FAILED, or KILLED where the process was told to end; those open
-    at the block's own end stay its owner's business (`end`).
+    A context: of the runs that an exception leaves open the one that was begun is FAILED. The others are KILLED, and
+    all are where the process was told to end: other jobs take their place. Those open at the block's own end stay
+    their owner's business (`end`).
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.opened: list[str] = []
         """Ids of its runs, oldest first."""
+        self._begun: set[str] = set()
         self._unreadable: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -49,19 +56,30 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is None:
             return
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        reason = without_secrets(f"{type(error).__name__}: {error}")
+        begin_closing()
+        reason = masked(f"{type(error).__name__}: {error}")
         with uninterrupted():
+            let_go(error)  # or the store would be locked by a call of ours that was interrupted
             for run_id in self.opened:
                 outbox = self.store.outbox(run_id)
                 if not outbox.has_ended:
-                    self.end(run_id, status, {"error": reason[:5000]})
+                    is_its_own = run_id in self._begun and not is_interruption(error)
+                    self.end(run_id, "FAILED" if is_its_own else "KILLED", {"error": reason[:5000]})
                 if not outbox.try_to_deliver():
                     outbox.give_up(reason)
 
     def owns(self, run_id: str) -> bool:
         """Whether this job opened the run, and so trains it."""
         return run_id in self.opened
+
+    def begin(self, run_id: str) -> BufferedLogger:
+        """A logger for a run of this session; an error from now on is the run's own."""
+        self._begun.add(run_id)
+        return self.store.logger(run_id)
+
+    def forget(self, run_id: str) -> None:
+        """A run that another process has taken over is not this session's any more."""
+        self.opened.remove(run_id)
 
     def create(
         self, *, name: str, tags: Mapping[str, str], params: Mapping[str, object], files: Mapping[str, str]
@@ -72,13 +90,14 @@ class Session:
             StoreError: it cannot be written.
         """
         tags = {"mlflow.source.git.commit": provenance.git_commit(), "mlflow.source.type": "LOCAL", **tags}
-        tags["creation"] = uuid4().hex
+        tags |= {"creation": uuid4().hex, **self.store.signs.tags()}
+        name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
         with self.store.signs.exclusive():
             run_id = patiently(partial(self._create, name, tags), uri=self.store.uri)
         self.store.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
         where_from = {
             "git_commit.txt": provenance.git_commit() + "\n",
-            "git_diff.patch": without_secrets(provenance.git_diff()),
+            "git_diff.patch": masked(provenance.git_diff()),
             "package_versions.txt": provenance.package_versions(),
         }
         outbox = self.store.outbox(run_id)
@@ -109,7 +128,7 @@ class Session:
         self.opened.append(run_id)
         self.store.signs.hold(run_id)
 
-    def claim(self, fingerprint: str, create: Callable[[], str]) -> str:
+    def claim(self, fingerprint: str, create: Callable[[], str], *, among: Mapping[str, str]) -> str:
         """The run that a stage's result comes from.
 
         A finished one, one that a living process trains, one that can go on from its checkpoint, or a new one.
@@ -117,8 +136,9 @@ class Session:
         Args:
             fingerprint: what identifies the stage.
             create: makes a new run of this session.
+            among: tags that the run must have.
         """
-        same = f"tags.fingerprint = '{fingerprint}'"
+        same = " AND ".join(f"tags.{key} = '{value}'" for key, value in {"fingerprint": fingerprint, **among}.items())
         store = self.store
         store.deliver_left()
         with store.signs.exclusive():
@@ -127,12 +147,11 @@ class Session:
             for run in (*filter(self._is_usable, runs), *filter(store.signs.is_alive, running)):
                 return run.run_id
             for run in runs:  # none of them is alive
-                if run.status in ("RUNNING", "KILLED") and any(self.checkpoints(run.run_id).glob("*.ckpt")):
-                    self._reopen(run.run_id)
-                    return run.run_id
+                if run.status != "FINISHED" and any(self.checkpoints(run.run_id).glob("*.ckpt")):
+                    return run.run_id if self._reopen(run) else self.claim(fingerprint, create, among=among)
             for run in running:
-                if not store.bury(run.run_id, "its process died"):  # it has ended since we looked
-                    return self.claim(fingerprint, create)
+                if not store.bury(run.run_id, _DIED):  # it has ended since we looked
+                    return self.claim(fingerprint, create, among=among)
             ended = [run.run_id for run in runs if run.status != "FINISHED"]
             if ended:
                 log.info(f"trained anew, for these runs of it are FAILED or KILLED: {', '.join(ended)}")
@@ -143,17 +162,46 @@ class Session:
             self._withdraw(own)
         return first
 
+    def attempt(self, fingerprint: str) -> dict[str, str]:
+        """The tag that marks the runs of a job which trains anew: of one that was interrupted, or a new one.
+
+        Args:
+            fingerprint: what identifies the job's last stage.
+        """
+        with self.store.signs.exclusive():
+            for run in self.store.runs(
+                f"tags.fingerprint = '{fingerprint}' AND tags.{_ATTEMPT} LIKE '%'", newest_first=True, at_most=1
+            ):
+                if run.status == "KILLED" or (run.status == "RUNNING" and not self.store.signs.is_alive(run)):
+                    return {_ATTEMPT: run.tags[_ATTEMPT]}
+        return {_ATTEMPT: uuid4().hex}
+
+    def bury_dead(self) -> None:
+        """End as KILLED what processes that died have left RUNNING, sweeps included.
+
+        Raises:
+            StoreError: a job on another machine uses the same SQLite file.
+        """
+        self.store.deliver_left()
+        with self.store.signs.exclusive():
+            for run in self.store.runs("attributes.status = 'RUNNING' AND tags.stage LIKE '%'"):
+                if self.store.signs.is_dead(run):
+                    self.store.bury(run.run_id, _DIED)
+
     def _is_usable(self, run: RunRecord) -> bool:
         """Whether a run has finished, as far as is known with a result that can be read."""
         return run.status == "FINISHED" and run.run_id not in self._unreadable
 
-    def _reopen(self, run_id: str) -> None:
-        """Let an interrupted run go on; what it has logged is not logged again."""
-        log.info(f"run {run_id} goes on where it was interrupted")
+    def _reopen(self, run: RunRecord) -> bool:
+        """Let an interrupted run go on, unless another job was faster; what it has logged is not logged again."""
         with uninterrupted():
-            self.store.client.update_run(run_id, status="RUNNING")
-            self._hold(run_id)
-        self.store.reopen(run_id)
+            if not self.store.signs.take(run):
+                return False
+            self.opened.append(run.run_id)
+            self.store.client.update_run(run.run_id, status="RUNNING")
+        log.info(f"run {run.run_id} goes on where it was interrupted")
+        self.store.reopen(run.run_id)
+        return True
 
     def _withdraw(self, run_id: str) -> None:
         """Take a new run back, of which nothing has come."""
@@ -213,6 +261,7 @@ class Session:
 
         Raises:
             StoreError: it cannot be kept on disk either.
+            LostRun: another process has taken the run over.
         """
         outbox = self.store.outbox(run_id)
         outbox.keep(results.FILE, result.save)
@@ -220,6 +269,8 @@ class Session:
             outbox.keep_text(name, content)
         outbox.log(metrics, step=0)
         self.end(run_id, "FINISHED", {DESCRIPTION: description} if description else {})
+        if isinstance(outbox.gone, LostRun):
+            raise outbox.gone
 
     def end(self, run_id: str, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Mark a run as ended, when all that was logged to it has arrived."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy import Engine, event
@@ -25,6 +25,15 @@ PATIENCE_SECONDS = 60.0
 _CONNECT_SECONDS = 10
 _SAY_AFTER_SECONDS = 5.0
 _AGAIN_SECONDS = 1.0
+_LOCK_SECONDS = 600.0
+
+_SECRET = re.compile(
+    r"""(\b[\w-]*(?:passwor[dt]|passwd|secret|token|api_?key|access_?key|credential)[\w-]*)  # a name that says it
+    (=(?=[^\s=])["']?|["']?\s*[=:]\s*["']|["']?:\s*(?=\S*\d))                               # is given
+    [^\s"',;)\]}]{4,}                                                                      # a value
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
 
 _T = TypeVar("_T")
 
@@ -45,6 +54,12 @@ def without_secrets(text: str) -> str:
         for spelling in (secret, unquote(secret), quote(secret, safe="")):
             text = text.replace(spelling, "***")
     return text
+
+
+def masked(text: str) -> str:
+    """The same, and for what by its looks is a password, a token or a key."""
+    text = re.sub(r"(\w://[^\s/:@'\"]*:)[^\s/@'\"]+@", r"\1***@", without_secrets(text))
+    return _SECRET.sub(r"\1\2***", text)
 
 
 def reason_of(error: BaseException) -> str:
@@ -142,11 +157,35 @@ def _saying(uri: str) -> Iterator[None]:
     why = "locked by another process" if uri.startswith("sqlite:") else "which does not answer"
     timer = threading.Timer(_SAY_AFTER_SECONDS, log.warning, [f"waiting for {public(uri)}, {why}"])
     timer.daemon = True
-    timer.start()
     try:
+        timer.start()
         yield
     finally:
         timer.cancel()
+
+
+@contextmanager
+def locked(lock: FileLock) -> Iterator[None]:
+    """Hold a lock; say what is waited for, if it takes some seconds.
+
+    Raises:
+        StoreError: whoever holds it has not let go for ten minutes.
+    """
+    try:
+        lock.acquire(timeout=_SAY_AFTER_SECONDS)
+    except Timeout:
+        log.warning(f"waiting for {lock.lock_file}, held by another process")
+        try:
+            lock.acquire(timeout=_LOCK_SECONDS)
+        except Timeout:
+            raise StoreError(
+                f"{lock.lock_file}: must not be held for {_LOCK_SECONDS / 60:.0f} minutes by one process, which may be "
+                f"stopped: end it (fuser {lock.lock_file} names it)"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _open(uri: str, experiment: str, artifacts: str | None) -> tuple[MlflowClient, str]:
@@ -168,16 +207,11 @@ def _open_sqlite(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     """SQLite's first use by several processes at once corrupts it, and so they take turns."""
     path = Path(uri.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{path}.lock")
-    with _saying(uri):
-        lock.acquire()
-    try:
+    with locked(FileLock(f"{path}.lock")):
         patiently(partial(_probe, path), uri=uri)
         if not path.stat().st_size:
             _create(path)
         return _open(uri, experiment, artifacts=(path.parent / "artifacts").absolute().as_uri())
-    finally:
-        lock.release()
 
 
 def _probe(path: Path) -> None:

@@ -2,27 +2,27 @@
 
 import json
 import logging
-import os
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
+from mlflow.exceptions import MlflowException
 
-from paramtransfer.errors import StoreError
+from paramtransfer.errors import LostRun, StoreError
+from paramtransfer.tracking import left
 from paramtransfer.tracking.connect import public, reason_of
+from paramtransfer.tracking.kept import KeptFolder
+from paramtransfer.tracking.left import End
+from paramtransfer.tracking.signs import SignsOfLife
 
 _FLUSH_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 30.0
 _BATCH = 900  # MLflow takes at most 1,000 in one call
 _ERROR = "error"
-_LOCK, _STORE, _POINTS, _END = "lock", "store", "points.jsonl", "end.json"
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,15 @@ class Outbox:
         uri: the store.
         run_id: the run.
         folder: where what is undelivered is kept; its name begins with the run's id.
+        signs: know whose the run is.
     """
 
-    def __init__(self, client: MlflowClient, uri: str, run_id: str, folder: Path) -> None:
+    def __init__(self, client: MlflowClient, uri: str, run_id: str, folder: Path, signs: SignsOfLife) -> None:
         self.run_id = run_id
         self.folder = folder
+        self._kept = KeptFolder(folder)
+        self._signs = signs
+        self._owner = signs.owner_of(run_id)
         self._client = client
         self._uri = uri
         self.last_steps: dict[str, int] = {}
@@ -54,10 +58,11 @@ class Outbox:
         self._num_on_disk = 0
         self._num_doubtful = 0
         """How many of the first points may have arrived, though nothing said so."""
-        self._end: dict[str, Any] = {}
+        self._end: End | None = None
         self._is_ended = False
         """Whether the store knows the end."""
-        self._lock: FileLock | None = None
+        self.gone: StoreError | None = None
+        """Why nothing can be delivered any more: the run is another process's, or was deleted."""
         self._sending = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -66,10 +71,16 @@ class Outbox:
     @property
     def has_ended(self) -> bool:
         """Whether the run has been given its end, delivered or not."""
-        return bool(self._end)
+        return self._end is not None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Metrics at one step; never waits."""
+        """Metrics at one step; never waits.
+
+        Raises:
+            LostRun: another process has taken the run over.
+        """
+        if isinstance(self.gone, LostRun):
+            raise self.gone
         now = now_ms()
         fresh = {key: value for key, value in metrics.items() if step > self.last_steps.get(key, -1)}
         self._points += [Metric(key, float(value), now, step) for key, value in fresh.items()]
@@ -97,35 +108,58 @@ class Outbox:
     def end(self, status: str, tags: Mapping[str, str]) -> None:
         """How the run ends, and tags that say why."""
         with self._sending:
-            self._end = {"status": status, "time": now_ms(), "tags": dict(tags)}
+            self._end = End(status=status, time=now_ms(), tags=dict(tags))
             self._is_ended = False
             with suppress(OSError, StoreError):  # the store may still take it
                 self._keep_points()  # first: an end without them would be taken for all there is
-                self._write(_END, lambda path: path.write_text(json.dumps(self._end)))
+                self._write(left.END, lambda path: path.write_text(json.dumps(self._end)))
 
     def deliver(self) -> None:
-        """Hand everything over, the run's end last.
+        """Hand everything over, the run's end last; nothing where the run is gone.
 
         Raises:
             Exception: whatever the store or the artifacts' place has against it; all is kept.
         """
         with self._sending:
             try:
-                artifacts = self.folder / "artifacts"
-                if artifacts.is_dir():
-                    self._client.log_artifacts(self.run_id, str(artifacts))
-                self._send_points()
-                if self._end and not self._is_ended:
-                    self._write_end(**self._end)
-                    self._is_ended = True
-            except Exception:
-                with suppress(OSError):  # then they are in memory alone, and the next try writes them again
-                    self._keep_points()
-                raise
+                if self.gone is None:
+                    self._deliver()
+            except Exception as error:
+                self.gone = self._why_gone(error)
+                if self.gone is None:
+                    with suppress(OSError):  # then they are in memory alone, and the next try writes them again
+                        self._keep_points()
+                    raise
+                log.warning(f"{self.gone}; what it logs here is dropped")
+            if self.gone is not None:
+                self._points.clear()
             self._close_folder()
         if self._is_away:
             self._is_away = False
-            log.warning(f"{public(self._uri)} answers again: all of run {self.run_id} is delivered")
+            if self.gone is None:
+                log.warning(f"{public(self._uri)} answers again: all of run {self.run_id} is delivered")
+
+    def _deliver(self) -> None:
+        self._signs.check(self.run_id, self._owner)
+        artifacts = self.folder / "artifacts"
+        if artifacts.is_dir():
+            self._client.log_artifacts(self.run_id, str(artifacts))
+        self._send_points()
+        if self._end and not self._is_ended:
+            self._write_end(**self._end)
+            self._is_ended = True
+
+    def _why_gone(self, error: Exception) -> StoreError | None:
+        """Why no later try can succeed; None if one may."""
+        if isinstance(error, LostRun):
+            return error
+        try:
+            deleted = self._client.get_run(self.run_id).info.lifecycle_stage == "deleted"
+        except MlflowException as now:
+            deleted = now.error_code == "RESOURCE_DOES_NOT_EXIST"
+        except Exception:
+            deleted = False
+        return StoreError(f"run {self.run_id} was deleted") if deleted else None
 
     def try_to_deliver(self) -> bool:
         """Whether everything is handed over; what is not will be tried again."""
@@ -144,6 +178,7 @@ class Outbox:
         if self._end:
             status = "FAILED" if self._end["status"] == "FINISHED" else self._end["status"]
             with suppress(Exception):  # the store is away: it will be told when the rest is delivered
+                self._signs.check(self.run_id, self._owner)
                 self._write_end(status, self._end["time"], {_ERROR: f"not delivered: {reason}", **self._end["tags"]})
 
     def discard(self) -> None:
@@ -182,46 +217,25 @@ class Outbox:
     def _keep_points(self) -> None:
         points = self._points[self._num_on_disk :]
         if points:
-            lines = [json.dumps([point.key, point.value, point.timestamp, point.step]) for point in points]
             self._open_folder()
-            with (self.folder / _POINTS).open("a") as file:
-                file.write("".join(f"\n{line}" for line in lines))  # the line before may be cut short
+            self._kept.append(left.POINTS, left.points_as_text(points))
             self._num_on_disk += len(points)
 
     def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        path, new = self.folder / name, self.folder / "new"
         try:
             self._open_folder()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(new)
-            os.replace(new, path)
+            self._kept.write(name, write)
         except (OSError, RuntimeError) as error:  # torch.save has RuntimeErrors for a full disk
-            new.unlink(missing_ok=True)
-            if {path.name for path in self.folder.rglob("*") if path.is_file()} <= {_LOCK, _STORE}:
+            if self._kept.is_empty:
                 self._close_folder()
             raise StoreError(f"{self.folder}: cannot be written ({reason_of(error)})") from None
 
     def _open_folder(self) -> None:
-        if self._lock is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            try:
-                (self.folder / _STORE).write_text(public(self._uri))
-            except OSError:
-                self._close_folder()
-                raise
-
-    def _take_lock(self) -> None:
-        """The lock says that a process is alive and will deliver."""
-        self._lock = FileLock(self.folder / _LOCK, thread_local=False)
-        self._lock.acquire(timeout=0)
+        self._kept.make(f"{public(self._uri)}\n{self._owner}")
 
     def _close_folder(self) -> None:
-        if self._lock is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self._lock.release()
-            self._lock = None
-            self._num_on_disk = 0
+        self._kept.remove()
+        self._num_on_disk = 0
 
     def _start_sending(self) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -230,36 +244,35 @@ class Outbox:
 
     def _send(self) -> None:
         wait = _FLUSH_SECONDS
-        while not self._end or self._is_away:
+        while self.gone is None and (not self._end or self._is_away):
             self._wake.wait(wait)
             self._wake.clear()
             wait = _FLUSH_SECONDS if self.try_to_deliver() else min(2 * wait, _LONGEST_WAIT_SECONDS)
 
     def load(self) -> bool:
-        """Take over what a process has left in the folder; False if it lives, or what it left is another store's."""
-        try:
-            self._take_lock()
-            if (self.folder / _STORE).read_text() != public(self._uri):
-                return False
-            if (self.folder / _POINTS).exists():
-                self._points = list(_read_points((self.folder / _POINTS).read_text()))
-                self._num_on_disk = self._num_doubtful = len(self._points)
-            if (self.folder / _END).exists():
-                self._end = json.loads((self.folder / _END).read_text())
-        except OSError:
+        """Take over what a process has left in the folder; False if it lives, or what it left is another store's.
+
+        What cannot be read, because the machine died while it was written, is passed over with a line.
+        """
+        label = self._kept.take()
+        if label is None:
             return False
+        uri, _, self._owner = label.partition("\n")
+        if uri != public(self._uri):
+            self._kept.leave()
+            return False
+        try:
+            self._points, self._end = left.read_points(self.folder), left.read_end(self.folder)
+        except OSError:
+            self._kept.leave()
+            return False
+        self._num_on_disk = self._num_doubtful = len(self._points)
         return True
 
 
 def _identity(point: Metric) -> tuple[str, int, int]:
     """Without the value: stores change infinities."""
     return point.key, point.timestamp, point.step
-
-
-def _read_points(lines: str) -> Iterator[Metric]:
-    for line in filter(None, lines.splitlines()):
-        with suppress(ValueError):  # cut short when the process was killed
-            yield Metric(*json.loads(line))
 
 
 def now_ms() -> int:

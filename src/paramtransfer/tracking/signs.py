@@ -1,25 +1,38 @@
 """Signs of life: which RUNNING runs have a living process behind them.
 
 Beside a SQLite store the sign is a lock on a file, which the system drops when its holder dies. A tracking server has
-no files in common with its clients; there the sign is a tag that a thread refreshes.
+no files in common with its clients; there a run names its owner in a tag, and its owner refreshes another. A process
+has died if somebody has watched its run for a while, on a clock of their own and while the server answered, and nothing
+was refreshed: no two machines need the same time, and a server that was away is no sign of death.
 """
 
 import logging
+import math
+import socket
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
+from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
+from paramtransfer.errors import LostRun, StoreError
+from paramtransfer.tracking.connect import locked, patiently
 from paramtransfer.tracking.runs import RunRecord
 
-_HEARTBEAT = "heartbeat"
+HOST = "host"
+_OWNER, _HEARTBEAT = "owner", "heartbeat"
 _BEAT_SECONDS = 10.0
-_DEAD_SECONDS = 45.0  # a process that has not refreshed its runs for so long has died
+_DEAD_SECONDS = 45.0  # a process that has not refreshed its runs for so long, being watched, has died
+_LOOK_SECONDS = 5.0  # what a look counts at most: after a longer time the server may have been away
+_LONG_SECONDS = 3600.0  # or for so long, by the clock of whoever looks
+_SETTLE_SECONDS = 2.0  # longer than it takes to read and then to write
 _LOCK_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
@@ -31,14 +44,33 @@ class SignsOfLife(Protocol):
     def exclusive(self) -> AbstractContextManager[object]:
         """Keeps other jobs from claiming, where that can be done."""
 
+    def tags(self) -> dict[str, str]:
+        """What marks a new run as alive and this process's."""
+
     def hold(self, run_id: str) -> None:
         """From now on, until `drop` or the end of this process, the run is alive."""
+
+    def take(self, run: RunRecord) -> bool:
+        """The same for a run that was another process's when it was looked at; False if a third one was faster."""
 
     def drop(self, run_id: str) -> None:
         """The run has ended."""
 
+    def owner_of(self, run_id: str) -> str:
+        """What `check` needs to know of a run that this process holds; empty for others."""
+
+    def check(self, run_id: str, owner: str) -> None:
+        """Whether the run is still its owner's.
+
+        Raises:
+            LostRun: another process has taken it over.
+        """
+
     def is_alive(self, run: RunRecord) -> bool:
-        """Whether a process holds the run."""
+        """Whether a process holds the run, as far as can be known by now: it is to be asked again."""
+
+    def is_dead(self, run: RunRecord) -> bool:
+        """Whether it is certain that no process holds the run."""
 
 
 class FileSigns:
@@ -50,17 +82,30 @@ class FileSigns:
         self._held: dict[str, FileLock] = {}
 
     def exclusive(self) -> AbstractContextManager[object]:
-        return self._claiming
+        return locked(self._claiming)
+
+    def tags(self) -> dict[str, str]:
+        return {HOST: socket.gethostname()}
 
     def hold(self, run_id: str) -> None:
         self._folder.mkdir(exist_ok=True)
         self._held[run_id] = FileLock(self._path(run_id))
         self._held[run_id].acquire(timeout=_LOCK_SECONDS)
 
+    def take(self, run: RunRecord) -> bool:
+        self.hold(run.run_id)
+        return True
+
     def drop(self, run_id: str) -> None:
         if run_id in self._held:
             self._path(run_id).unlink(missing_ok=True)
             self._held.pop(run_id).release()
+
+    def owner_of(self, run_id: str) -> str:
+        return ""
+
+    def check(self, run_id: str, owner: str) -> None:
+        """The lock is the owner's."""
 
     def is_alive(self, run: RunRecord) -> bool:
         path = self._path(run.run_id)
@@ -73,20 +118,39 @@ class FileSigns:
             return True
         return False
 
+    def is_dead(self, run: RunRecord) -> bool:
+        """Raises a StoreError for a run of another machine, whose locks are not seen here."""
+        host, path = run.tags.get(HOST, ""), self._path(run.run_id)
+        if host not in ("", socket.gethostname()) and path.exists():
+            raise StoreError(
+                f"{path}: run {run.run_id} is being trained on {host}, and a SQLite store serves one machine; for "
+                "several it must be http://HOST:PORT of an MLflow server (if that job is dead, remove the file)"
+            )
+        return not self.is_alive(run)
+
     def _path(self, run_id: str) -> Path:
         return self._folder / f"{run_id}.lock"
 
 
 class Heartbeats:
-    """A tag with the time, refreshed by a thread while the process lives."""
+    """A tag that names the owner, and one with the time, refreshed by a thread while the owner lives."""
 
-    def __init__(self, client: MlflowClient) -> None:
+    def __init__(self, client: MlflowClient, uri: str) -> None:
         self._client = client
+        self._uri = uri
+        self._owner = uuid4().hex
         self._held: set[str] = set()
         self._thread: threading.Thread | None = None
+        self._seen: dict[str, tuple[str, float]] = {}
+        """The last sign of each run that is watched, and when it was first seen, in seconds of watching."""
+        self._watched = 0.0
+        self._last_look = -math.inf
 
     def exclusive(self) -> AbstractContextManager[object]:
         return nullcontext()
+
+    def tags(self) -> dict[str, str]:
+        return {_OWNER: self._owner, _HEARTBEAT: str(time.time())}
 
     def hold(self, run_id: str) -> None:
         self._held.add(run_id)
@@ -94,18 +158,52 @@ class Heartbeats:
             self._thread = threading.Thread(target=self._beat, name=_HEARTBEAT, daemon=True)
             self._thread.start()
 
+    def take(self, run: RunRecord) -> bool:
+        """Whoever writes last has it; so it is read before, and after a while again.
+
+        RUNNING at once, so that nobody who looks from now on takes it.
+        """
+        tags = [RunTag(key, value) for key, value in self.tags().items()]
+        try:
+            patiently(partial(self.check, run.run_id, run.tags.get(_OWNER, "")), uri=self._uri)
+            patiently(partial(self._client.update_run, run.run_id, status="RUNNING"), uri=self._uri)
+            patiently(partial(self._client.log_batch, run.run_id, tags=tags), uri=self._uri)
+            time.sleep(_SETTLE_SECONDS)
+            patiently(partial(self.check, run.run_id, self._owner), uri=self._uri)
+        except LostRun:
+            return False
+        self.hold(run.run_id)
+        return True
+
     def drop(self, run_id: str) -> None:
         self._held.discard(run_id)
 
+    def owner_of(self, run_id: str) -> str:
+        return self._owner if run_id in self._held else ""
+
+    def check(self, run_id: str, owner: str) -> None:
+        if owner and self._client.get_run(run_id).data.tags.get(_OWNER, owner) != owner:
+            self.drop(run_id)
+            raise LostRun(f"run {run_id}: another process has taken it over, for this one seemed dead")
+
     def is_alive(self, run: RunRecord) -> bool:
-        last = float(run.tags.get(_HEARTBEAT, run.started))
-        return time.time() - last < _DEAD_SECONDS
+        now = time.monotonic()
+        self._watched += min(now - self._last_look, _LOOK_SECONDS)
+        self._last_look = now
+        sign = run.tags.get(_HEARTBEAT, "")
+        if self._seen.setdefault(run.run_id, (sign, self._watched))[0] != sign:
+            self._seen[run.run_id] = sign, self._watched
+        return self._watched - self._seen[run.run_id][1] < _DEAD_SECONDS
+
+    def is_dead(self, run: RunRecord) -> bool:
+        return time.time() - float(run.tags.get(_HEARTBEAT, run.started)) > _LONG_SECONDS
 
     def _beat(self) -> None:
         while True:
             time.sleep(_BEAT_SECONDS)
             for run_id in tuple(self._held):
                 try:
+                    self.check(run_id, self._owner)
                     self._client.set_tag(run_id, _HEARTBEAT, time.time())
-                except MlflowException as error:  # the server may come back
+                except (LostRun, MlflowException) as error:  # the server may come back
                     log.debug(f"run {run_id}: no heartbeat ({error})")

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from paramtransfer.errors import StoreError, Undelivered, Unreadable
 from paramtransfer.tracking import connect, results
 from paramtransfer.tracking.connect import PatientClient, patiently, public, reason_of
+from paramtransfer.tracking.kept import remove_remains
 from paramtransfer.tracking.logger import BufferedLogger
 from paramtransfer.tracking.outbox import Outbox
 from paramtransfer.tracking.results import Result
@@ -71,7 +72,7 @@ class Store:
             path = Path(self.uri.removeprefix("sqlite:///"))
             self.signs = FileSigns(path.parent / "locks", FileLock(f"{path}.lock"))
         else:
-            self.signs = Heartbeats(self.raw_client)
+            self.signs = Heartbeats(self.raw_client, self.uri)
 
     @property
     def is_file(self) -> bool:
@@ -151,8 +152,12 @@ class Store:
         outbox.try_to_deliver()
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags on a run."""
-        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        """Set tags on a run; on one that was deleted, nothing."""
+        try:
+            self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        except MlflowException:
+            if self.client.get_run(run_id).info.lifecycle_stage != "deleted":
+                raise
 
     def describe(self, run_id: str, text: str) -> None:
         """Set the description, Markdown, that MLflow's UI shows on the page of a run."""
@@ -202,14 +207,16 @@ class Store:
         """Deliver what processes that are gone have left."""
         own = {outbox.folder for outbox in self._outboxes.values()}
         for folder in sorted(set(self._undelivered.glob("*.*")) - own):
-            left = Outbox(self.raw_client, self.uri, folder.name.partition(".")[0], folder)
+            left = Outbox(self.raw_client, self.uri, folder.name.partition(".")[0], folder, self.signs)
             if left.load():
                 try:
                     left.deliver()
                 except Exception as error:
                     log.warning(f"{folder} cannot be delivered yet ({reason_of(error)})")
                 else:
-                    log.info(f"delivered what was left of run {left.run_id}")
+                    if left.gone is None:
+                        log.info(f"delivered what was left of run {left.run_id}")
+        remove_remains(self._undelivered)
 
     def reopen(self, run_id: str) -> None:
         """From now on, what a run that goes on has logged is not logged again."""
@@ -221,7 +228,7 @@ class Store:
         """A run's way to the store; one for each run and process."""
         if run_id not in self._outboxes:
             folder = self._undelivered / f"{run_id}.{uuid4().hex[:8]}"  # other processes may log to the run, too
-            self._outboxes[run_id] = Outbox(self.raw_client, self.uri, run_id, folder)
+            self._outboxes[run_id] = Outbox(self.raw_client, self.uri, run_id, folder, self.signs)
         return self._outboxes[run_id]
 
 

@@ -14,10 +14,10 @@ from paramtransfer.errors import StoreError
 from paramtransfer.stage import Stage
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.runs import RunRecord
+from paramtransfer.tracking.signs import HOST
 from paramtransfer.tracking.store import Store
 
 _JOBS = "jobs"
-_HOST = "host"
 _QUIET_SECONDS = 60.0  # the longest time that a cluster takes from one job's end to the next one's first run
 _POLL_SECONDS = 5.0
 _SHOWN = 5
@@ -57,8 +57,10 @@ def start_sweep(
         config: the configuration that the sweep starts from, as YAML.
         jobs: what each job sets, as far as it is known beforehand.
     """
-    tags = {"stage": "sweep", _HOST: socket.gethostname(), **tags}
+    session.bury_dead()
+    tags = {"stage": "sweep", HOST: socket.gethostname(), **tags}
     sweep_id = session.create(name=name, tags=tags, params={}, files={"config.yaml": config})
+    session.begin(sweep_id)
     records = [JobRecord(num=num, overrides=overrides) for num, overrides in enumerate(jobs)]
     _write_records(session.store, sweep_id, records)
     return sweep_id
@@ -114,7 +116,7 @@ def check_host(store: Store, sweep: RunRecord) -> None:
     Raises:
         StoreError: this job runs on another machine than the process that started the sweep.
     """
-    host, started_on = socket.gethostname(), sweep.tags[_HOST]
+    host, started_on = socket.gethostname(), sweep.tags[HOST]
     if store.is_file and host != started_on:
         raise StoreError(
             f"MLFLOW_TRACKING_URI={store.public_uri}: a SQLite store serves one machine, and this job of a sweep that "
