@@ -233,10 +233,14 @@ def test_who_has_lost_a_run_stops_writing(stores: Callable[[], Store], tmp_path:
     logger.log_metrics({"loss": 1.0}, 0)
     logger.flush()
     assert after.signs.take(after.run(run_id))
-    with pytest.raises(LostRun, match="another process"):  # its own thread may notice first
-        for step in range(1, 3):
+
+    def go_on() -> None:
+        for step in range(1, 3):  # its own thread may notice first
             logger.log_metrics({"loss": 2.0}, step)
             logger.flush()
+
+    with pytest.raises(LostRun, match="another process"):
+        go_on()
     session.end(run_id, "FAILED")
     assert after.history(run_id, "loss") == {0: 1.0}
     assert after.run(run_id).status == "RUNNING"
