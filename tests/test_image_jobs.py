@@ -19,7 +19,9 @@ from torchvision import datasets
 from torchvision.models import get_model_weights
 
 from paramtransfer.errors import ConfigError
-from paramtransfer.experiment.run import run
+from paramtransfer.experiment.run import plan, run
+from paramtransfer.metrics import BALANCED_ACCURACY
+from paramtransfer.report.terminal import print_job
 from paramtransfer.stage import SIDES
 from paramtransfer.tracking.store import Store
 from paramtransfer.transfer.callback import ParameterTransfer
@@ -178,6 +180,33 @@ def test_two_datasets(tmp_path: Path, root: Path, compose_job: Fixture) -> None:
     assert same == {"baseline"}
 
 
+def test_uneven_classes(
+    tmp_path: Path, compose_job: Fixture, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the smallest class comes to is said before training; the mean accuracy of classes stands beside the other.
+
+    So are options that reach one network alone, and classes that upstream and target share.
+    """
+    root = write_folder(tmp_path / "root", train=60, test=6, classes=["a", "b"])
+    for path in [*sorted((root / "train" / "b").iterdir())[4:], *sorted((root / "test" / "b").iterdir())[2:]]:
+        path.unlink()
+    source = write_folder(tmp_path / "source", train=20, classes=["B", "c"])
+    given = ["+dataset@task.upstream.dataset=image_folder", f"task.upstream.dataset.root={source}"]
+    more = ["task=whole", f"dataset.root={root}", *given, "+model.downstream.drop_rate=0.1"]
+    made = compose_job(*IMAGES, *SMALL[:-1], *more)
+    assert "b has 3 images to train on, 1 to choose by and 2 to test on; a has 54 to train on" in caplog.text
+    assert "model.downstream.drop_rate=0.1 reaches the downstream alone" in caplog.text
+    assert "its classes include 1 of the target's 2 classes: b" in caplog.text
+    results = run(made, Store(tmp_path), tags={})
+    labels = made.tasks.data("downstream", seed=0).parts["test"].labels_N
+    hits = results["downstream"].hits_RN[0].double()
+    expected = (hits[labels == 0].mean() + hits[labels == 1].mean()) / 2
+    assert results["downstream"].metrics[BALANCED_ACCURACY] == pytest.approx(expected.item())
+    assert BALANCED_ACCURACY not in results["upstream"].metrics
+    print_job(made, results, plan(made, lambda run_id: {}), seconds=1)
+    assert "with, mean of classes" in capsys.readouterr().out
+
+
 def test_divergence_ends_with_a_sentence(tmp_path: Path, job: Fixture) -> None:
     """The run is FAILED and says why."""
     store = Store(tmp_path)
@@ -186,6 +215,7 @@ def test_divergence_ends_with_a_sentence(tmp_path: Path, job: Fixture) -> None:
     assert {found.status for found in store.runs("tags.stage != ''")} == {"FAILED"}
 
 
+@pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
@@ -204,9 +234,27 @@ def test_divergence_ends_with_a_sentence(tmp_path: Path, job: Fixture) -> None:
         ),
         (
             ["transfer=layers", *(f"model.{side}.name=deit_tiny_patch16_224" for side in SIDES.values())],
-            r"task\.input_size=32: must be a size that deit_tiny_patch16_224 takes \(Input height",
+            r"task\.input_size=32: must be a size that deit_tiny_patch16_224 takes \(Input height.*such as 224",
         ),
-        (["dataset.mean=[1,2]"], r"dataset\.mean=\[1, 2\]: must be three positive numbers"),
+        (
+            ["dataset.mean=[0.5,0.5,0.5]"],
+            r"dataset\.mean=.*: must be three positive .* multiply values of 0 to 1",
+        ),
+        (["task.val_share=1"], r"task\.val_share=1: must be a number from 0 to below 1"),
+        (
+            ["+model.downstream.in_chans=1"],
+            r"model\.downstream\.name=\w+: cannot be trained with its options",
+        ),
+        (
+            ["+model.downstream.features_only=true"],
+            r"model\.downstream\.name=.*: it gives a list instead of",
+        ),
+        (["model.downstream.name=googlenet"], r"model\.downstream\.name=googlenet: .* aux_logits=false"),
+        (
+            ["+model.downstream.pretrained=true"],
+            r"model\.downstream\.pretrained=True: must be left out; trained",
+        ),
+        (["+model.upstream.num_classes=5"], r"model\.upstream\.num_classes=5: must be left out; the task says"),
     ],
 )
 def test_wrong_settings_are_refused(overrides: list[str], sentence: str, job: Fixture) -> None:

@@ -8,6 +8,7 @@ import torch
 from paramtransfer.statistics import (
     Estimate,
     accuracy,
+    balanced_accuracy,
     benjamini_hochberg,
     p_values,
     paired_gain,
@@ -70,3 +71,9 @@ def test_pairs_by_hand() -> None:
 def test_benjamini_and_hochberg() -> None:
     """Sorted p up to the last with p <= 0.05 k/5, in any order: 0.01, 0.02 and 0.03, for 0.05 is above 0.04."""
     assert benjamini_hochberg([0.05, 0.03, 0.6, 0.01, 0.02]).tolist() == [False, True, False, True, True]
+
+
+def test_classes_count_alike() -> None:
+    """Three of four points of one class and neither of the other two: (3/4 + 0) / 2, binomial in each class."""
+    hits, labels = torch.tensor([1, 1, 0, 1, 0, 0]).bool(), torch.tensor([0, 0, 0, 0, 1, 1])
+    assert balanced_accuracy(hits, labels) == pytest.approx((3 / 8, (3 / 16 / 4) ** 0.5 / 2))

@@ -4,6 +4,8 @@ from typing import Protocol
 
 ACCURACY = "test/acc"
 """Test accuracy of a stage on its own task; in a table, of the downstream."""
+BALANCED_ACCURACY = "test/acc_balanced"
+"""The mean of the classes' test accuracies, where they have not as many test points each."""
 BASELINE_ACCURACY = "test/acc_without_transfer"
 """The baseline's, as its downstream run keeps it."""
 GAIN = "test/gain"

@@ -6,6 +6,7 @@ Hits are which of N test points each of R replicates has right, (R, N) of bool.
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -20,6 +21,14 @@ class Estimate(NamedTuple):
 def accuracy(hits_RN: Tensor) -> Estimate:
     """Test accuracy; standard error over replicates, binomial where there is one."""
     return _estimate(hits_RN.double())
+
+
+def balanced_accuracy(hits_N: Tensor, labels_N: Tensor) -> Estimate:
+    """The mean accuracy of the classes, whatever their sizes, of one replicate; standard error over its test points."""
+    classes = [hits_N[labels_N == label].double() for label in set(labels_N.tolist())]
+    variance = sum(hits.var(correction=0) / len(hits) for hits in classes)
+    mean = torch.stack([hits.mean() for hits in classes]).mean()
+    return Estimate(mean.item(), float(variance) ** 0.5 / len(classes))
 
 
 def paired_gain(hits_RN: Tensor, baseline_hits_RN: Tensor) -> Estimate:

@@ -16,6 +16,12 @@ from paramtransfer.stage import Side, Stage
 
 log = logging.getLogger(__name__)
 
+_NOT_OURS = {
+    "pretrained": f"trained weights are the upstream's, {weights.KEY}={weights.DEFAULT}",
+    "weights": f"trained weights are the upstream's, {weights.KEY}",
+    "num_classes": "the task says how many classes there are",
+}  # options of the libraries' networks
+
 
 class _Task(Protocol):
     side: Side
@@ -44,6 +50,9 @@ class NetworkPair:
         }
         self._options: dict[Side, dict[str, Any]] = {"upstream": dict(upstream), "downstream": dict(downstream)}
         self.weights: str | None = self._options["upstream"].pop("weights")
+        for side, given in self._options.items():
+            for option in _NOT_OURS.keys() & given.keys():
+                raise ValueError(f"model.{side}.{option}={given[option]}: must be left out; {_NOT_OURS[option]}")
         self.names: dict[Side, str] = {
             side: check_name(f"model.{side}.name", options.pop("name")) for side, options in self._options.items()
         }
@@ -52,6 +61,16 @@ class NetworkPair:
             raise refusal(
                 weights.KEY, weights.DEFAULT, f"null, a checkpoint or a run id for a network with its own {own}"
             )
+
+    def one_sided(self) -> list[str]:
+        """Which options reach one of the networks alone, in sentences."""
+        sides: tuple[tuple[Side, Side], ...] = (("upstream", "downstream"), ("downstream", "upstream"))
+        return [
+            f"model.{side}.{option}={value} reaches the {side} alone; model.{other}.{option} is not set"
+            for side, other in sides
+            for option, value in self._options[side].items()
+            if option not in self._options[other]
+        ]
 
     def build(self, data: _Task) -> nn.Module:
         """A fresh network for one task; baseline and downstream of a seed start alike."""

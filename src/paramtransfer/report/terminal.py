@@ -13,6 +13,7 @@ from paramtransfer.figures.drawing import SweepData
 from paramtransfer.figures.significance import gain_p
 from paramtransfer.metrics import (
     ACCURACY,
+    BALANCED_ACCURACY,
     BASELINE_ACCURACY,
     GAIN,
     HARM_PREDICTED,
@@ -33,6 +34,10 @@ _ROWS: tuple[tuple[str, Stage, str], ...] = (
     ("without transfer", "baseline", ACCURACY),
     ("with transfer", "downstream", ACCURACY),
     ("gain (paired)", "downstream", GAIN),
+)
+_BALANCED: tuple[tuple[str, Stage, str], ...] = (
+    ("without, mean of classes", "baseline", BALANCED_ACCURACY),
+    ("with, mean of classes", "downstream", BALANCED_ACCURACY),
 )
 
 
@@ -62,11 +67,12 @@ def _job_table(results: "Mapping[Stage, StageResult]") -> Table:
     table = Table("", "test accuracy", "± s.e.", "training")
     upstream: tuple[tuple[str, Stage, str], ...] = (("upstream, on task 1", "upstream", ACCURACY),)
     is_tested = "upstream" in results and ACCURACY in results["upstream"].metrics  # weights from elsewhere are not
-    for title, stage, name in (*(upstream if is_tested else ()), *_ROWS):
+    is_uneven = BALANCED_ACCURACY in results["downstream"].metrics
+    for title, stage, name in (*(upstream if is_tested else ()), *_ROWS, *(_BALANCED if is_uneven else ())):
         result = results[stage]
         mean, _, sem = as_text(result.metrics, name).partition(" ± ")
         training = "reused" if result.reused else f"{result.metrics[TRAINING_SECONDS]:.1f} s"
-        table.add_row(title, mean, sem, "" if name == GAIN else training)
+        table.add_row(title, mean, sem, training if name == ACCURACY else "")
     return table
 
 

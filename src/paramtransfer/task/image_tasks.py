@@ -10,13 +10,16 @@ from torch import nn
 
 from paramtransfer.checks import flag, number, refusal, share, whole
 from paramtransfer.dataset.augment import FixedNoise
-from paramtransfer.dataset.images import Images
-from paramtransfer.errors import first_line
+from paramtransfer.dataset.images import Images, say
 from paramtransfer.model.network_pair import NetworkPair
 from paramtransfer.optim.optimizers import MinibatchOptimizer
 from paramtransfer.randomness import stream
 from paramtransfer.stage import SIDES, Side, Stage
 from paramtransfer.task.image_data import ImageTask, Part, View
+from paramtransfer.task.trial import check_forward
+
+_FEW = 5  # training images of a class
+_UNEVEN = 10  # times as many images as those of the smallest class
 
 if TYPE_CHECKING:  # an edit of a rule repeats no upstream
     from paramtransfer.transfer.rules import TransferRule
@@ -69,6 +72,8 @@ class ImageTasks(ABC):
         self.fresh_noise = flag("task.downstream.fresh_noise", downstream["fresh_noise"])
         self.batch_size = whole("task.batch_size", batch_size, at_least=2)
         self.val_share = share("task.val_share", val_share)
+        if self.val_share == 1:
+            raise refusal("task.val_share", val_share, "a number from 0 to below 1: the others are trained on")
         self.padding = whole("task.padding", padding, at_least=0)
         self.input_size = None if input_size is None else whole("task.input_size", input_size, at_least=1)
 
@@ -87,8 +92,13 @@ class ImageTasks(ABC):
             else:
                 transfer(upstream, network, seed=seed)
             if self.model.weights is None:
-                _takes(upstream, self.model.names["upstream"], data["upstream"].view.size)
-        _takes(network, self.model.names["downstream"], data["downstream"].view.size)
+                self._try(upstream, data["upstream"])
+        self._try(network, data["downstream"])
+        say(*self.model.one_sided())
+
+    def _try(self, network: nn.Module, data: ImageTask) -> None:
+        name, size = self.model.names[data.side], data.view.size
+        check_forward(network, side=data.side, name=name, num_classes=len(data.classes), size=size)
 
     @abstractmethod
     def classes_of(self, side: Side, seed: int) -> Sequence[str]:
@@ -128,13 +138,16 @@ class ImageTasks(ABC):
         for name in classes:
             label = list(dataset.classes).index(name)
             found = np.flatnonzero(dataset.train.labels_N.numpy() == label)
+            tested = np.flatnonzero(dataset.test.labels_N.numpy() == label)
+            if len(found) < 2 or not len(tested):
+                has = f"{len(found)} training and {len(tested)} test images"
+                raise ValueError(f"class {name} of {dataset.place} has {has}: must have two and one, or more")
             order = stream(f"images {name}", seed=seed).permutation(found)
-            num_val = max(1, round(self.val_share * len(order)))
+            num_val = min(max(1, round(self.val_share * len(order))), len(order) - 1)
             val.append(order[:num_val])
             train.append(order[num_val:][: dataset.per_class])
-            test.append(np.flatnonzero(dataset.test.labels_N.numpy() == label))
-            if not len(train[-1]) or not len(test[-1]):
-                raise ValueError(f"dataset.root: class {name} must have at least two training images and a test image")
+            test.append(tested)
+        _say_uneven(dataset, classes, train, val, test)
         labels = range(len(classes))
         of_train, of_test = (_fixed_noise(noise, split, seed) for split in ("train", "test"))
         return {
@@ -187,11 +200,14 @@ def _probe(data: ImageTask, device: torch.device) -> tuple[torch.Tensor, torch.T
     return torch.zeros(len(labels_B), 3, data.view.size, data.view.size, device=device), labels_B
 
 
-def _takes(network: nn.Module, name: str, size: int) -> None:
-    try:
-        network.to("meta").train(False)(torch.empty(2, 3, size, size, device="meta"))
-    except (AssertionError, RuntimeError) as error:
-        raise refusal("task.input_size", size, f"a size that {name} takes ({first_line(error)})") from error
+def _say_uneven(dataset: Images, classes: Sequence[str], *parts: Sequence[np.ndarray]) -> None:
+    """Say what the smallest class comes to where it is tiny, or far smaller than the largest."""
+    sizes = [len(index) for index in parts[0]]
+    label = int(np.argmin(sizes))
+    trained, chosen, tested = (len(part[label]) for part in parts)
+    if trained < _FEW or max(sizes) >= _UNEVEN * trained:
+        smallest = f"{classes[label]} has {trained} images to train on, {chosen} to choose by and {tested} to test on"
+        say(f"{dataset.place}: {smallest}; {classes[int(np.argmax(sizes))]} has {max(sizes)} to train on")
 
 
 def _fits(group: str, value: object, fits: bool, options: str) -> None:

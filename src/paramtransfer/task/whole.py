@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from paramtransfer.checks import refusal
-from paramtransfer.dataset.images import Images
+from paramtransfer.dataset.images import Images, say
 from paramtransfer.stage import Side, Stage
 from paramtransfer.task.image_tasks import ImageTasks
 
 if TYPE_CHECKING:
     from paramtransfer.transfer.rules import TransferRule
+
+_SHOWN = 5
 
 
 class Whole(ImageTasks):
@@ -46,13 +48,26 @@ class Whole(ImageTasks):
         Raises:
             ValueError: names the key.
         """
-        if transfer.needs_upstream and self.model.weights is None and self._source.place == self.dataset.place:
+        trains_upstream = transfer.needs_upstream and self.model.weights is None
+        if trains_upstream and (
+            self._source.place == self.dataset.place or self._source.content == self.dataset.content
+        ):
             allowed = (
                 "another dataset with task=whole, or model.upstream.weights a run id, a checkpoint file or DEFAULT"
             )
             given = None if self._source is self.dataset else self._source.place
             raise refusal("task.upstream.dataset", given, allowed)
+        if trains_upstream:
+            self._say_shared()
         super().check(transfer, seed, replicates)
+
+    def _say_shared(self) -> None:
+        """Say which of the target's classes the upstream learns, too, by their names."""
+        sources = {name.casefold() for name in self._source.classes}
+        shared = [name for name in self.dataset.classes if name.casefold() in sources]
+        if shared:
+            of = f"{len(shared)} of the target's {len(self.dataset.classes)} classes"
+            say(f"task.upstream.dataset={self._source.place}: its classes include {of}: {', '.join(shared[:_SHOWN])}")
 
     def dataset_of(self, side: Side) -> Images:
         """The source for task 1."""

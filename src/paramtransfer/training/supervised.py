@@ -17,9 +17,17 @@ from torch.nn import functional
 
 from paramtransfer.checks import number, share
 from paramtransfer.errors import TrainingError
-from paramtransfer.metrics import LOSS_CURVE, TEST_CURVE, TRAINING_SECONDS, VALIDATION_CURVE
+from paramtransfer.metrics import (
+    BALANCED_ACCURACY,
+    LOSS_CURVE,
+    TEST_CURVE,
+    TRAINING_SECONDS,
+    VALIDATION_CURVE,
+    sem_of,
+)
 from paramtransfer.optim.optimizers import Configured, MinibatchOptimizer
 from paramtransfer.stage import Stage
+from paramtransfer.statistics import balanced_accuracy
 from paramtransfer.task.image_data import Batch
 from paramtransfer.training.fit import StageModule
 
@@ -46,6 +54,7 @@ class Supervised(StageModule):
         self._mix: Mixup | None = None
         self._right: dict[str, list[Tensor]] = {}
         self._losses: list[Tensor] = []
+        self._tested: list[Tensor] = []
         self._started = 0.0
         self.metrics: dict[str, float] = {TRAINING_SECONDS: 0.0}
 
@@ -116,13 +125,18 @@ class Supervised(StageModule):
             self._log(name, torch.cat(right).float().mean().item())
 
     def on_test_start(self) -> None:
-        self._right = {}
+        self._right, self._tested = {}, []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._count("test", batch)
+        self._tested.append(batch.labels_B)
 
     def on_test_end(self) -> None:
         self.hits = torch.cat(self._right["test"])[None].cpu()
+        labels_N = torch.cat(self._tested).cpu()
+        if len(set(torch.bincount(labels_N).tolist())) > 1:
+            estimate = balanced_accuracy(self.hits[0], labels_N)
+            self.metrics |= {BALANCED_ACCURACY: estimate.mean, sem_of(BALANCED_ACCURACY): estimate.sem}
 
     def _mean_over_ranks(self) -> Tensor:
         """The loss of each step of this epoch."""
