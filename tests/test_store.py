@@ -225,9 +225,10 @@ from pathlib import Path
 import paramtransfer.experiment.identity as identity
 from mine import Own
 from paramtransfer.task.synthetic import SyntheticTasks
+from paramtransfer.trainer.stage_trainer import StageTrainer
 from paramtransfer.transfer.rules import Filters
 
-stages = {"upstream": [Own], "baseline": [SyntheticTasks], "downstream": [Own, Filters]}
+stages = {"upstream": [Own, StageTrainer], "baseline": [SyntheticTasks, StageTrainer], "downstream": [Own, Filters]}
 
 def fingerprints():
     for cached in (identity._code_hash, identity._imports):

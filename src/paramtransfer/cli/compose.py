@@ -121,7 +121,8 @@ def _identify(root: Root, depends: Mapping[str, Any], values: Mapping[str, Any])
     settings: dict[str, Any] = {"seed": root.seed, "replicates": root.replicates}
     classes: list[object] = [fit_and_test]
     if "transfer" in depends:
-        settings |= {"alpha": root.alpha} if root.alpha is not None else {}
+        alpha = depends["transfer"].pop("alpha", None)  # a root key
+        settings |= {"alpha": alpha} if alpha is not None else {}
         classes.append(ParameterTransfer)
     return identify(settings | _with_classes(depends, values, classes), classes)
 

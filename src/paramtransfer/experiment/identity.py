@@ -24,6 +24,7 @@ Value = None | bool | int | float | str | Sequence["Value"]
 
 _PACKAGE = "paramtransfer"
 _DERIVED = (f"{_PACKAGE}.theory", f"{_PACKAGE}.statistics", f"{_PACKAGE}.metrics")
+_HOW = f"{_PACKAGE}.trainer."  # how a training runs, not what it computes
 _VERSIONS = ("numpy", "torch", "torchvision", "timm", "pytorch-lightning")
 _LIBRARIES = tuple({Path(path) for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))})
 
@@ -113,7 +114,7 @@ def _versions() -> dict[str, str]:
 
 def _collect(name: str, files: dict[str, Path]) -> None:
     """Add a module's file and those of all modules that it reaches, where they can change a result."""
-    path = None if name in files or name in _DERIVED else _source(name)
+    path = None if name in files or name in _DERIVED or name.startswith(_HOW) else _source(name)
     if path is not None:
         files[name] = path
         for imported in _imports(name, path):
