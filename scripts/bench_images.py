@@ -20,7 +20,7 @@ from paramtransfer.dataset.image_folder import ImageFolder
 from paramtransfer.dataset.images import InMemory
 from paramtransfer.model.networks import library_network, make_network
 from paramtransfer.optim.optimizers import SGD
-from paramtransfer.task.image_data import ImageTask, Part, View
+from paramtransfer.task.minibatches import ImageTask, Part, View
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
 from paramtransfer.trainer.checkpoints import Checkpoints

@@ -32,7 +32,7 @@ def _modules(folder: Path, indent: str) -> Iterator[str]:
     for path in sorted(folder.glob("*.py")):
         if path.name != "__init__.py":
             first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
-            yield f"{indent + path.stem:<18}{first}"
+            yield f"{indent + path.stem:<24}{first}"
 
 
 def main() -> None:

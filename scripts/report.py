@@ -23,7 +23,7 @@ def main() -> None:
     from paramtransfer.cli.process import configure_process
 
     configure_process()
-    from paramtransfer.cli.calc import register_resolvers
+    from paramtransfer.cli.arithmetic import register_resolvers
     from paramtransfer.cli.sweep import summarize_sweep
     from paramtransfer.errors import ConfigError, StoreError
     from paramtransfer.report.summary import write_page

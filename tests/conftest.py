@@ -206,7 +206,7 @@ def compose_job() -> Callable[..., Any]:
     """The job that a command line describes, made in this process."""
     from hydra import compose, initialize_config_dir
 
-    from paramtransfer.cli.calc import register_resolvers
+    from paramtransfer.cli.arithmetic import register_resolvers
     from paramtransfer.cli.compose import make_job
 
     def compose_job(*overrides: str) -> Any:

@@ -6,13 +6,17 @@ import time
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hydra import compose, initialize_config_dir
 
-from paramtransfer.cli.calc import register_resolvers
+from paramtransfer.cli.arithmetic import register_resolvers
 from paramtransfer.cli.compose import make_job
 from paramtransfer.experiment import run as stages
+from paramtransfer.experiment.job import Job, StageResult
 from paramtransfer.experiment.run import run
+from paramtransfer.experiment.train import train
+from paramtransfer.stage import Stage
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
 from paramtransfer.tracking.sweeps import start_sweep
@@ -55,14 +59,16 @@ def compose_and_run(overrides: list[str], folder: Path) -> None:
 def leave_runs(overrides: list[str], folder: Path) -> None:
     """Begin a sweep and a job, and die when its first stage is done."""
 
-    def die(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
     sweep = Session(Store(folder))
     start_sweep(sweep, name="sweep", tags={}, config="", jobs=[])
-    plain = stages.train
-    stages.train = lambda job, stage, *args: die() if stage == "baseline" else plain(job, stage, *args)  # type: ignore
-    compose_and_run(overrides, folder)
+
+    def until_baseline(job: Job, stage: Stage, *more: Any) -> StageResult:
+        if stage == "baseline":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train(job, stage, *more)
+
+    with mock.patch.object(stages, "train", until_baseline):
+        compose_and_run(overrides, folder)
 
 
 def run_job(overrides: list[str], folder: Path, uri: str | None, barrier: Any, answers: "Queue[Any]") -> None:

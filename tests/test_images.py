@@ -20,15 +20,15 @@ from PIL import Image
 from torchvision import datasets
 
 from paramtransfer.dataset import images
-from paramtransfer.dataset.augment import crop_and_flip, normalize, resize
 from paramtransfer.dataset.cifar import CIFAR
 from paramtransfer.dataset.decoding import Room, decode
 from paramtransfer.dataset.image_folder import ImageFolder
+from paramtransfer.dataset.preprocessing import crop_and_flip, normalize, resize
 from paramtransfer.errors import TrainingError
 from paramtransfer.model.network_pair import NetworkPair
 from paramtransfer.optim.optimizers import SGD
 from paramtransfer.task.class_split import ClassSplit
-from paramtransfer.task.image_data import Part
+from paramtransfer.task.minibatches import Part
 
 SCALE: dict[str, Any] = {"mean": [1, 1, 1], "std": [1, 1, 1], "per_class": None}
 

@@ -75,7 +75,7 @@ def test_baseline_does_not_depend_on_task_1_nor_upstream_on_task_2() -> None:
 @pytest.mark.parametrize(("num", "dim"), [(4, 9), (9, 4)])
 def test_bartlett_factor_has_the_moments_of_gaussian_vectors(num: int, dim: int) -> None:
     """L L' has the mean and variance of the Gram matrix of standard normal vectors, and its rank."""
-    from paramtransfer.dataset.coordinates import bartlett_factor
+    from paramtransfer.dataset.reduced_coordinates import bartlett_factor
 
     rng = np.random.default_rng(0)
     grams = np.stack([factor @ factor.T for factor in (bartlett_factor(num, dim, rng) for _ in range(20000))])

@@ -1,5 +1,4 @@
-"""Signals that end a process become one exception, so that what is open is closed; they wait while something is half
-done."""
+"""Signals that end a process become one exception, so that what is open is closed; what is half done is finished."""
 
 import gc
 import os

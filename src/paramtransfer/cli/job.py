@@ -20,7 +20,7 @@ from paramtransfer.experiment.train import follow
 from paramtransfer.report.terminal import print_job, print_job_line
 from paramtransfer.tracking.store import open_store
 
-FOLLOWER = (sys.executable, "-m", "paramtransfer.cli.follow")
+FOLLOWER = (sys.executable, "-m", "paramtransfer.cli.rank_process")
 """The command that starts a further process of a job with several."""
 
 

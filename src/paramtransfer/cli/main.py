@@ -7,7 +7,7 @@ import hydra
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from paramtransfer.cli.calc import register_resolvers
+from paramtransfer.cli.arithmetic import register_resolvers
 from paramtransfer.cli.process import CONF, configure_process
 from paramtransfer.cli.sweep import closing_sweep
 from paramtransfer.errors import StoreError

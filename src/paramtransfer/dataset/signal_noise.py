@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from paramtransfer.checks import choice, number, refusal, whole
-from paramtransfer.dataset.coordinates import NUM_SIGNALS, Ambient, Coordinates, Reduced
+from paramtransfer.dataset.reduced_coordinates import NUM_SIGNALS, Ambient, Coordinates, Reduced
 from paramtransfer.randomness import stream
 from paramtransfer.stage import SIDES, Side, Stage
 

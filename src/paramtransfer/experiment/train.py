@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from pytorch_lightning.loggers import Logger
 
-from paramtransfer.experiment.description import describe
 from paramtransfer.experiment.job import Job, StageResult
 from paramtransfer.experiment.outcome import outcome
+from paramtransfer.experiment.run_description import describe
 from paramtransfer.stage import SIDES, Stage
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.results import Result

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from paramtransfer.checks import flag, number, refusal, share, whole
-from paramtransfer.dataset.augment import FixedNoise
 from paramtransfer.dataset.images import Images, say
+from paramtransfer.dataset.preprocessing import FixedNoise
 from paramtransfer.model.network_pair import NetworkPair
 from paramtransfer.optim.optimizers import MinibatchOptimizer
 from paramtransfer.randomness import stream
 from paramtransfer.stage import SIDES, Side, Stage
-from paramtransfer.task.image_data import ImageTask, Part, View
+from paramtransfer.task.minibatches import ImageTask, Part, View
 from paramtransfer.task.trial import check_forward
 
 _FEW = 5  # training images of a class

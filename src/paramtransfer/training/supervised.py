@@ -28,7 +28,7 @@ from paramtransfer.metrics import (
 from paramtransfer.optim.optimizers import Configured, MinibatchOptimizer
 from paramtransfer.stage import Stage
 from paramtransfer.statistics import balanced_accuracy
-from paramtransfer.task.image_data import Batch
+from paramtransfer.task.minibatches import Batch
 from paramtransfer.training.fit import StageModule
 
 

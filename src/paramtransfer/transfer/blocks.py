@@ -6,10 +6,10 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from paramtransfer.checks import refusal, whole
-from paramtransfer.transfer.core import is_transformer, unwrap
 from paramtransfer.transfer.layout import Axis
 from paramtransfer.transfer.plan import Pairing, Plan
 from paramtransfer.transfer.reader import HEAD
+from paramtransfer.transfer.unwrap import is_transformer, unwrap
 
 _EMBEDDING = Axis(name="embedding", counted=False)
 _NEVER_ALSO = ("blocks", "head", "head_dist")

@@ -11,12 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
-from paramtransfer.transfer.core import is_transformer, unwrap
-from paramtransfer.transfer.levels import ImageData, explained_variance
+from paramtransfer.transfer.explained_variance import ImageData, explained_variance
 from paramtransfer.transfer.reader import head_of
 from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.rules import TransferRule
 from paramtransfer.transfer.start import match
+from paramtransfer.transfer.unwrap import is_transformer, unwrap
 
 
 @dataclass

@@ -10,7 +10,7 @@ from paramtransfer.checks import choice, refusal, share, whole
 from paramtransfer.stage import Stage
 from paramtransfer.transfer.apply import inherit
 from paramtransfer.transfer.blocks import plan_blocks
-from paramtransfer.transfer.levels import Images
+from paramtransfer.transfer.explained_variance import Images
 from paramtransfer.transfer.plan import BATCHNORM, CHANNELS, UNITS, plan_filters, plan_nothing
 from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.scores import NEEDS_IMAGES, SELECT, score_channels

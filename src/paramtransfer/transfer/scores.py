@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from paramtransfer.transfer.explained_variance import Labelled, testing
 from paramtransfer.transfer.layout import Layer
-from paramtransfer.transfer.levels import Labelled, testing
 from paramtransfer.transfer.plan import Plan, State
 from paramtransfer.transfer.reader import read_layout
 from paramtransfer.transfer.select import Scores

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from paramtransfer.checks import choice, whole
-from paramtransfer.transfer.levels import Labelled, at_same_places, common_levels, inputs_of, testing
+from paramtransfer.transfer.explained_variance import Labelled, at_same_places, common_levels, inputs_of, testing
 
 FROZEN_NORMS = ("train", "eval")
 _MATCH_LR = 1e-3  # of Adam

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from paramtransfer.dataset.augment import FixedNoise, crop_and_flip, normalize, resize
 from paramtransfer.dataset.images import Images, Split
+from paramtransfer.dataset.preprocessing import FixedNoise, crop_and_flip, normalize, resize
 from paramtransfer.randomness import stream
 from paramtransfer.stage import Side
 from paramtransfer.task.stage_data import StageData

@@ -1,10 +1,10 @@
-"""A further process of a job with several, started by its rank 0: `python -m paramtransfer.cli.follow FOLDER RANK`."""
+"""A further process of a job with several: its rank 0 starts `python -m paramtransfer.cli.rank_process FOLDER RANK`."""
 
 import signal
 import sys
 from pathlib import Path
 
-from paramtransfer.cli.calc import register_resolvers
+from paramtransfer.cli.arithmetic import register_resolvers
 from paramtransfer.cli.process import configure_process
 
 
