@@ -82,10 +82,11 @@ def _mentioned(path: Path) -> Iterator[str]:
 
 
 _WATCH = """
-import importlib, json, logging, os, signal, sys, warnings
+import contextlib, importlib, json, logging, os, signal, sys, warnings
 libraries, own = json.loads(sys.argv[1])
 for name in libraries:
-    importlib.import_module(name)
+    with contextlib.suppress(ImportError):  # an optional one
+        importlib.import_module(name)
 
 def state():
     loggers = {name: (logger.level, len(logger.handlers)) for name, logger in logging.root.manager.loggerDict.items()
