@@ -90,7 +90,7 @@ def test_preview(command: Fixture, tmp_path: Path, runs_of: Fixture) -> None:
 
     again = command("-m", "alpha=0.25,0.5,0.75", "seed=0,1", "dry_run=true").splitlines()
     assert again[0] == "6 jobs: 10 different trainings, 4 reused, 6 to train."
-    assert again[1].startswith("Training takes about 1 s in all, judged by finished runs that differ in alpha, ")
+    assert again[1].startswith("Training takes about 1 s in all, judged by finished runs that differ in alpha. ")
     assert "upstream is trained: the nearest finished run, " in again[2]
     assert "differs in seed 0 -> 1" in again[2]
     assert command("alpha=0.25", "dry_run=true") == "1 job: 3 different trainings, 3 reused, 0 to train.\n"
