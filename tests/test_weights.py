@@ -83,6 +83,10 @@ CHECKPOINTS: dict[str, Callable[[], Any]] = {
     "another head": lambda: {**without("fc."), "head.weight": torch.ones(9, 9), "fc.0.weight": torch.ones(2, 2)},
     "no counters": lambda: without("num_batches_tracked"),
     "tensors beside it": lambda: {**trained(), "epoch_counter": torch.ones(1)},
+    "names of another library": lambda: {
+        ".".join(f"_{part}" for part in name.split(".")[:-1]) + f".{name.rpartition('.')[2]}": tensor
+        for name, tensor in trained().items()
+    },
     "half precision": lambda: {name: t.half() if t.is_floating_point() else t for name, t in trained().items()},
 }
 

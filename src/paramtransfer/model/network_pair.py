@@ -117,7 +117,7 @@ class NetworkPair:
             return self._fitting({"": read_run(self.weights)})[1]
         network, tensors, place = self._fitting(weights.read_file(self.weights))
         if place:
-            log.info(f"{weights.KEY}={self.weights}: {type(network).__name__}'s tensors are read from {place}")
+            log.info(f"{weights.KEY}={self.weights}: {type(network).__name__}'s tensors are found as {place}")
         return tensors
 
     def upstream(self, state: Mapping[str, Tensor] | None, data: _Task) -> nn.Module:

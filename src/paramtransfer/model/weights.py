@@ -180,6 +180,8 @@ class Found:
 def match(wanted: Mapping[str, Tensor], groups: Mapping[str, Mapping[str, Tensor]]) -> Found | str:
     """The tensors that a network wants, under whatever prefix their names have; or in a few words why there are none.
 
+    Where no names fit, as between two libraries' versions of one architecture, the order of kinds and shapes decides.
+
     Args:
         wanted: tensors of the right shapes, by the network's names.
         groups: tensors by name, by their place in a checkpoint.
@@ -199,6 +201,7 @@ def match(wanted: Mapping[str, Tensor], groups: Mapping[str, Mapping[str, Tensor
                 reasons.append(reason)
             else:
                 fits.append(Found(where, {name: tensors[f"{prefix}{name}"] for name in wanted}))
+    fits = fits or [fit for place, tensors in groups.items() for fit in _in_order(wanted, tensors, place)]
     if not fits:
         return reasons[-1]
     others = [fit.place for fit in fits[1:] if any(not torch.equal(fits[0].tensors[n], fit.tensors[n]) for n in wanted)]
@@ -209,6 +212,18 @@ def match(wanted: Mapping[str, Tensor], groups: Mapping[str, Mapping[str, Tensor
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{KEY}: must be finite numbers, but {name} has NaN or infinity")
     return fits[0]
+
+
+def _in_order(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], place: str) -> Iterator[Found]:
+    """Tensors of other names that are, one after the other, of the same kinds (`weight`, `bias`) and shapes."""
+    given = [name for name in tensors if not name.endswith("num_batches_tracked")][: len(wanted)]
+    kinds = [
+        [(name.rpartition(".")[2], state[name].shape) for name in names]
+        for state, names in ((wanted, list(wanted)), (tensors, given))
+    ]
+    if kinds[0] == kinds[1]:
+        where = f"{place} its tensors in order, from {given[0]} to {given[-1]}".strip()
+        yield Found(where, {name: tensors[other] for name, other in zip(wanted, given, strict=True)})
 
 
 def _misfit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str) -> str:
