@@ -354,6 +354,7 @@ EXPERIMENTS = {
     "table1_cifar100": [PAIR, "task.ratio=2", "seed=0"],
     "fig3": ["task.downstream.noise=0,10", "seed=0"],
     "sources": ["task.ratio=1,2", "seed=0"],
+    "budget": [PAIR, "task.downstream.epochs=1,2", "seed=0"],
     "own_images": ["model.upstream.weights=weights.pt", "dataset.size=32"],
     "fig4": ["seed=0,1", "dataset.per_class=4", "transfer.layers=[3,4,5]"],
 }
@@ -390,7 +391,7 @@ def test_every_experiment_runs(
     small = ["task.upstream.epochs=1", "task.downstream.epochs=1", "trainer.progress=false", f"scale={scale}"]
     names = [f"model.{side}.name={network}" for side in SIDES.values()]
     torch.save(timm.create_model(network, num_classes=4).state_dict(), "weights.pt")  # train_here's folder
-    output = train_here(f"experiment={experiment}", f"dataset.root={data}", *settings, *small, *names)
+    output = train_here(f"experiment={experiment}", f"dataset.root={data}", *small, *settings, *names)
     if experiment in ("cifar10", "own_images"):
         assert "with transfer" in output
         return
