@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from paramtransfer.cli.compose import make_job
 from paramtransfer.experiment.run import run
+from paramtransfer.metrics import LEAP_ERROR, PRODUCTS
 from paramtransfer.tracking.store import Store
 
 CONF = str(Path(__file__).parents[1] / "conf")
@@ -47,6 +48,14 @@ def test_both_solvers_end_a_job_alike(tmp_path: Path, precision: str, tolerance:
         assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
         assert torch.equal(gram[stage].hits_RN, plain[stage].hits_RN)
     assert not torch.equal(gram["baseline"].state["filters"], gram["downstream"].state["filters"])
+
+
+def test_a_run_says_how_many_products_it_took(tmp_path: Path) -> None:
+    """Not more than a few beyond one a step, and the largest error of a leap, within the tolerance."""
+    for stage, result in results(tmp_path, "task.upstream.steps=200", "task.curve_points=1").items():
+        num_steps = 200 if stage == "upstream" else 20
+        assert 0 < result.metrics[PRODUCTS] <= num_steps + 4
+        assert 0 <= result.metrics[LEAP_ERROR] <= 0.1
 
 
 def test_curves_have_their_points_and_no_other(tmp_path: Path) -> None:
