@@ -1,18 +1,20 @@
 """Before anything is trained: mistakes on the command line, and what a sweep will come to."""
 
-import contextlib
 import os
+import shlex
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TINY
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from paramtransfer.checks import did_you_mean
 from paramtransfer.cli.main import main
+from paramtransfer.cli.words import as_hydra_reads, for_shell
 from paramtransfer.tracking.store import open_store
 
 Fixture = Callable[..., Any]
@@ -22,26 +24,128 @@ MISTAKES = {
     "task.upstrem.steps=3": "task.upstrem.steps: no such key or group; did you mean task.upstream.steps?; --help",
     "solvr=gram": "solvr: no such key or group; did you mean solver?",
     "solver=grma": "solver=grma: must be one of autograd, gram, leap; did you mean gram?",
+    "solver=null": "solver=null: must be one of autograd, gram, leap",
+    "solver=[gram,grma]": "solver=[gram,grma]: must be one of autograd, gram, leap",
     "dataset=laplase": "image_folder, laplace, signal_noise; did you mean laplace?",
     "experiment=fig1 dataset.dmi=5": "experiment=fig1: must be one of ",
     "experiment=regime regime.nn=3": "regime.nn: no such key or group; did you mean regime.n?",
     "-m alhpa=0.1,0.2": "alhpa: no such key or group; did you mean alpha?",
     "alpha": "alpha: must be key=value",
+    "alpha=[1": """alpha=[1: must be key=value; brackets, quotes, commas or = in a value are typed "alpha='[1'\"""",
+    "alpha=0,5": "alpha=0,5: must be one value: alpha=0.5 for one number, -m alpha=0,5 to try each of them, ",
+    "seed=0,1,2": """seed=0,1,2: must be one value: -m seed=0,1,2 to try each of them, "seed='0,1,2'" where""",
+    "--alpha=0.5": "--alpha=0.5: a setting is one word without dashes, alpha=0.5",
+    "--alpha 0.5": "--alpha 0.5: a setting is one word without dashes, alpha=0.5",
+    "alpha = 0.5": "alpha = 0.5: a setting is one word without dashes, alpha=0.5",
+    "alpha= 0.5 seed=1": "alpha= 0.5: a setting is one word without dashes, alpha=0.5",
+    "seed=1 alpha =0.5": "alpha =0.5: a setting is one word without dashes, alpha=0.5",
+    "+alpha=0.3": "+alpha=0.3: the key exists, and is set without a plus: alpha=0.3",
+    "-m seed=interval(0,1)": "seed=interval(0,1): must be values, as seed=0,1 or seed=range(3)",
+    "-m alpha=glob(*)": "alpha=glob(*): must hold at least one value",
+    "-m seed=range(0)": "seed=range(0): must hold at least one value",
+    "alpha=${foo}": "alpha: Interpolation key 'foo' not found",
+    "--config-name nope": "--config-name=nope: must be config, or a file in the folder that --config-dir names",
 }
 
 
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Fixture]:
+    """Runs a command line in this process, in an empty folder, and returns what it prints, or says at its end."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def command(*words: str, settings: Sequence[str] = TINY) -> str:
+        open_store.cache_clear()
+        GlobalHydra.instance().clear()
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.setattr("sys.argv", ["train.py", *words, *settings])
+        code: object = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        printed = capsys.readouterr()
+        return printed.out + (code if isinstance(code, str) else printed.err if code else "")
+
+    yield command
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("words", MISTAKES)
-def test_mistake_is_one_line_with_the_nearest_name(words: str, tmp_path: Path, train: Fixture) -> None:
+def test_mistake_is_one_line_with_the_nearest_name(words: str, tmp_path: Path, command: Fixture) -> None:
     """A typo in a key, group, option or experiment ends with one line, before there is a run or a store."""
     own = tmp_path / "own" / "dataset"
     own.mkdir(parents=True)
     (own / "laplace.yaml").write_text("defaults: [signal_noise]\n")
-    process = train(tmp_path, "--config-dir", "own", *words.split())
-    assert process.returncode == 1
-    assert MISTAKES[words] in process.stderr
-    assert len(process.stderr.splitlines()) == 1
-    assert process.stdout == ""
+    said = command("--config-dir", "own", *words.split())
+    assert MISTAKES[words] in said
+    assert len(said.splitlines()) == 1
     assert not (tmp_path / "mlruns" / "mlflow.db").exists()
+
+
+def test_mistake_ends_the_process(tmp_path: Path, train: Fixture) -> None:
+    """With exit code 1, and nothing but the sentence; HYDRA_FULL_ERROR=0 asks for no traceback."""
+    process = train(tmp_path, "alhpa=0.5", HYDRA_FULL_ERROR="0")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr == "alhpa: no such key or group; did you mean alpha?; --help lists them\n"
+
+
+PATHS = [
+    *(
+        "logs/epoch=3-step=12.ckpt",
+        "my files/a b.pt",
+        "it's.pt",
+        "#1.pt",
+        "größe.pt",
+        "a (copy).pt",
+        "a[1].pt",
+        "-x.pt",
+    ),
+    *("2024_01", "007", "1e3", "true", "None", "12345678901234567890123456789012", "a:b.pt", "a\\b.pt", 'say "hi".pt'),
+    *("50%.pt", "a&b.pt", "a;b.pt", "a{b}.pt", "=x.pt", "!.pt", "*.pt", "x\\"),
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_paths_are_taken_as_they_stand(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone, in a list, and with a comma in the name of a file that exists; other keys keep Hydra's grammar."""
+    monkeypatch.chdir(tmp_path)
+    parser = OverridesParser.create()
+
+    def values(text: str) -> list[object]:
+        (word,) = as_hydra_reads([f"model.upstream.weights={text}"])
+        override = parser.parse_override(word)
+        if not override.is_sweep_override():
+            return [override.value()]
+        return [parser.parse_override(f"key={value}").value() for value in override.sweep_string_iterator()]
+
+    assert values(path) == [path]
+    assert values(f"DEFAULT,{path},null") == ["DEFAULT", path, None]
+    file = f"{path},{path}".replace("/", "_")
+    Path(file).touch()
+    assert values(file) == [file]
+    (typed,) = shlex.split(for_shell("key", path))
+    assert parser.parse_override(typed).value() == path
+
+
+def test_paths_have_their_short_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The home directory and variables; what Hydra means by quotes and functions stays."""
+    monkeypatch.setenv("HOME", "/home/some one")
+    for text, expected in {
+        "~/a.pt": "/home/some one/a.pt",
+        "$HOME/a": "/home/some one/a",
+        "'a b.pt'": "'a b.pt'",
+        "choice(a,b)": "choice(a,b)",
+        "${oc.env:HOME}": "${oc.env:HOME}",
+        "null": "null",
+        "": "",
+    }.items():
+        assert as_hydra_reads(["-m", f"dataset.root={text}"]) == ["-m", f"dataset.root={expected}"]
+    assert as_hydra_reads(["seed=007", "alpha=1e3"]) == ["seed=007", "alpha=1e3"]
 
 
 def test_nearest_name() -> None:
@@ -51,27 +155,6 @@ def test_nearest_name() -> None:
     assert did_you_mean("alpa", keys) == "; did you mean alpha?"
     assert did_you_mean("transfer.alpa", keys) == "; did you mean transfer.alpha?"
     assert did_you_mean("momentum", keys) == ""
-
-
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Fixture]:
-    """Runs a command line in this process, in an empty folder, and returns what it prints."""
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        monkeypatch.delenv(name)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def command(*words: str) -> str:
-        open_store.cache_clear()
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr("sys.argv", ["train.py", *words, *TINY])
-        with contextlib.suppress(SystemExit):
-            main()
-        return capsys.readouterr().out
-
-    yield command
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def test_preview(command: Fixture, tmp_path: Path, runs_of: Fixture) -> None:

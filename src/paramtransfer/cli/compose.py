@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from paramtransfer.checks import refusal
 from paramtransfer.cli.root import Root, check_root
-from paramtransfer.errors import ConfigError
+from paramtransfer.errors import ConfigError, first_line
 from paramtransfer.experiment.identity import Depends, Identity, identify
 from paramtransfer.experiment.job import Job
 from paramtransfer.stage import SIDES, Stage
@@ -35,8 +35,11 @@ def make_job(config: DictConfig) -> Job:
     """
     try:
         return _make_job(config)
-    except (ValueError, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+    except OmegaConfBaseException as error:
+        key, reason = error.full_key, first_line(error)
+        raise ConfigError(reason if not key or key in reason else f"{key}: {reason}") from error
+    except ValueError as error:
+        raise ConfigError(first_line(error)) from error
 
 
 def instantiate(key: str, values: Any, **objects: Any) -> Any:

@@ -8,14 +8,26 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from paramtransfer.errors import ConfigError
+
 
 def sweep_jobs(config: DictConfig) -> list[list[str]] | None:
-    """The overrides of each job of a sweep; None where the sweeper is not Hydra's own, which alone knows them."""
+    """The overrides of each job of a sweep; None where the sweeper is not Hydra's own, which alone knows them.
 
+    Raises:
+        ConfigError: a key is swept over no values, or over all of an interval.
+    """
     if not config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # which knows the groups
+    overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
+    for override in overrides:
+        if override.is_interval_sweep():
+            key = override.key_or_group
+            raise ConfigError(f"{override.input_line}: must be values, as {key}=0,1 or {key}=range(3)")
+        if override.is_sweep_override() and next(iter(override.sweep_string_iterator()), None) is None:
+            raise ConfigError(f"{override.input_line}: must hold at least one value")
     (jobs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     return jobs
 

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from paramtransfer.cli.arithmetic import register_resolvers
 from paramtransfer.cli.process import CONF, configure_process
 from paramtransfer.cli.sweep import closing_sweep
-from paramtransfer.errors import StoreError
+from paramtransfer.cli.words import as_hydra_reads
+from paramtransfer.errors import ConfigError, StoreError
 from paramtransfer.interrupts import end_gracefully
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's: 1 asks for tracebacks
@@ -21,11 +22,14 @@ def main() -> None:
     configure_process()
     register_resolvers()
     end_gracefully()
-    wants_traceback = _FULL_ERROR in os.environ
-    os.environ.setdefault(_FULL_ERROR, "1")  # Hydra raises what it would print with advice of its own
+    wants_traceback = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
+    os.environ[_FULL_ERROR] = "1"  # Hydra raises what it would print with advice of its own
     try:
+        sys.argv[1:] = as_hydra_reads(sys.argv[1:])
         with closing_sweep():
             _run()
+    except ConfigError as error:
+        sys.exit(str(error))
     except StoreError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
@@ -36,6 +40,10 @@ def main() -> None:
 
         sys.exit(explain(error, CONF))
     except Exception as error:
+        if not wants_traceback and str(error).startswith("Config group override must be"):
+            from paramtransfer.cli.mistakes import explain
+
+            sys.exit(explain(error, CONF))
         if wants_traceback or not type(error).__module__.startswith("submitit."):
             raise
         sys.exit(f"hydra/launcher=slurm: the jobs were not handed to SLURM ({' '.join(str(error).split())})")

@@ -1,59 +1,91 @@
 """What is wrong with a command line, in one sentence, with the nearest name that exists."""
 
-import argparse
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import CompactHydraException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from paramtransfer.checks import did_you_mean
+from paramtransfer.cli.words import for_shell, overrides_in
 
 
-def explain(error: CompactHydraException, conf: Path) -> str:
+def explain(error: Exception, conf: Path) -> str:
     """Hydra's word on a command line that it refuses, shortened to what the user can do.
 
     Args:
         error: what Hydra raised.
         conf: the folder of the configuration.
     """
+    words = overrides_in(sys.argv[1:])
     match error:
         case OverrideParseException(override=override):
-            return f"{override}: must be key=value, with quotes where the value has brackets or spaces"
+            return _unreadable(str(override))
         case MissingConfigException(missing_cfg_file=str(path), options=[*options]) if options:
             group, _, name = path.rpartition("/")
             return f"{group}={name}: must be one of {', '.join(options)}{did_you_mean(name, options)}"
-    for key, names in _unknown_keys(conf):
-        return f"{key}: no such key or group{did_you_mean(key, names)}; --help lists them"
-    return " ".join(str(error).split())
+        case MissingConfigException(missing_cfg_file=str(path)) if str(error).startswith("Cannot find primary config"):
+            return f"--config-name={path}: must be config, or a file in the folder that --config-dir names"
+    text = " ".join(str(error).split())
+    for word in words:
+        key = word.partition("=")[0]
+        if f"'{word}'" in text and text.startswith("Ambiguous value"):
+            return _unasked_sweep(word)
+        if f"already at '{key.lstrip('+')}'" in text:
+            return f"{word}: the key exists, and is set without a plus: {word.lstrip('+')}"
+    for mistake in _wrong_words(conf):
+        return mistake
+    if found := re.match(r"Could not override '(\S+)'", text):
+        return f"{found[1]}: no such key beside the other settings; --help lists them"
+    return text
 
 
-def _unknown_keys(conf: Path) -> Iterator[tuple[str, Sequence[str]]]:
-    """The keys of this command line that do not exist beside its groups, with the names that do."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd")
-    known, words = parser.parse_known_args(sys.argv[1:])
-    overrides = OverridesParser.create().parse_overrides([word for word in words if not word.startswith("-")])
+def _unreadable(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        return f"{word}: must be key=value"
+    return f"{word}: must be key=value; brackets, quotes, commas or = in a value are typed {for_shell(key, value)}"
+
+
+def _unasked_sweep(word: str) -> str:
+    key, _, value = word.partition("=")
+    whole, _, fraction = value.partition(",")
+    decimal = f"{key}={whole}.{fraction} for one number, " if (whole + fraction).isdecimal() else ""
+    one = for_shell(key, value)
+    return f"{word}: must be one value: {decimal}-m {word} to try each of them, {one} where the commas belong to it"
+
+
+def _wrong_words(conf: Path) -> Iterator[str]:
+    """What is wrong with the keys and groups of this command line, one sentence each."""
+    known = get_args_parser().parse_known_args(sys.argv[1:])[0]
+    if known.config_dir and not Path(known.config_dir).is_dir():
+        yield f"--config-dir={known.config_dir}: must be a folder"
+        return
     GlobalHydra.instance().clear()  # a sweep is refused while Hydra still runs
     with initialize_config_dir(str(conf), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(known.overrides)
         groups = [group for group in loader.list_groups("") if group != "hydra"]
         search = [f"hydra.searchpath=[file://{Path(known.config_dir).absolute()}]"] if known.config_dir else []
         chosen = [_one_option(override) for override in overrides if override.key_or_group in groups]
         config = compose("config", overrides=search)
-        with suppress(HydraException):
+        with suppress(HydraException, ValueError):
             config = compose("config", overrides=[*search, *chosen])
         names = list(dict.fromkeys([*groups, *_keys(config)]))
         for override in overrides:
-            is_group = bool(loader.get_group_options(override.key_or_group))
-            if override.type is not None and not (override.is_add() or is_group or override.key_or_group in names):
-                yield override.key_or_group, names
+            key, options = override.key_or_group, loader.get_group_options(override.key_or_group)
+            if override.type is not None and not (override.is_add() or options or key in names):
+                yield f"{key}: no such key or group{did_you_mean(key, names)}; --help lists them"
+            if options and not override.is_sweep_override() and not isinstance(override.value(), str):
+                yield f"{override.input_line}: must be one of {', '.join(options)}"
 
 
 def _one_option(override: Override) -> str:
