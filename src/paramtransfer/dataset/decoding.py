@@ -6,8 +6,9 @@ Shape letters: C channels (3), H height, W width.
 import io
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,12 +53,8 @@ class Decoded(NamedTuple):
 @cache
 def formats() -> dict[str, str]:
     """Pillow's name of the format by the ending of a file, of those that can be read here."""
-    try:
-        from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
-    except ImportError:
-        pass
-    else:
-        register_heif_opener()
+    with suppress(ImportError):  # optional
+        import_module("pillow_heif").register_heif_opener()
     Image.init()
     return {suffix: name for name, suffixes in _SUFFIXES.items() if name in Image.OPEN for suffix in suffixes}
 
