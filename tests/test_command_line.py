@@ -3,17 +3,22 @@
 import os
 import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from conftest import REPO, TINY
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from rich.console import Console
+from rich.table import Table
 
 from paramtransfer.checks import did_you_mean
 from paramtransfer.cli.main import main
+from paramtransfer.cli.streams import protected
 from paramtransfer.cli.words import as_hydra_reads, for_shell
 from paramtransfer.tracking.store import open_store
 
@@ -190,3 +195,51 @@ def test_preview(command: Fixture, tmp_path: Path, runs_of: Fixture) -> None:
     assert {stage: len(runs[stage]) for stage in runs} == {
         stage: len(found) for stage, found in runs_of(tmp_path).items()
     }
+
+
+# What is printed.
+
+
+def test_printing_never_fails(tmp_path: Path) -> None:
+    """Characters that a terminal lacks are spelled, boxes are ASCII; a closed pipe and a full disk are passed over."""
+    for encoding, expected in {
+        "ascii": "+- alpha sigma Gamma x || c\\xe9 ? -- |",
+        "cp1252": "± alpha sigma Gamma × || c\\xe9 ? -- |",
+        "utf-8": "± α σ Γ × ‖ c\\xe9 漢 ── │",
+    }.items():
+        with (tmp_path / encoding).open("w", encoding=encoding) as file:
+            stream = protected(file)
+            stream.write("± α σ Γ × ‖ c\udce9 漢 ── │")
+            stream.flush()
+        assert (tmp_path / encoding).read_text(encoding=encoding) == expected
+    with (tmp_path / "table").open("w", encoding="ascii") as file:
+        stream = protected(file)
+        table = Table("± s.e.")
+        table.add_row("0.5")
+        Console(file=stream, width=40).print(table)
+        stream.flush()
+    assert (tmp_path / "table").read_text().splitlines()[0] == "+--------+"
+    reader, writer = os.pipe()
+    os.close(reader)
+    for file in (os.fdopen(writer, "w"), open("/dev/full", "w")):  # noqa: SIM115
+        stream = protected(file)
+        print("lost", file=stream, flush=True)
+        file.close()
+
+
+def test_full_output_is_told_by_the_exit_code(tmp_path: Path, runs_of: Fixture) -> None:
+    """The job is finished all the same, in a terminal without its characters and among odd variables of a launcher."""
+    odd = {"PYTHONIOENCODING": "ascii", "SLURM_PROCID": "", "RANK": "x", "OMP_NUM_THREADS": "1", "SLURM_NNODES": ""}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, str(REPO / "train.py"), *TINY],
+            cwd=tmp_path,
+            env={**clean, **odd},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert process.returncode == os.EX_IOERR
+    assert process.stderr == "all is kept, but stdout could not be written (No space left on device)\n"
+    assert {run.info.status for runs in runs_of(tmp_path).values() for run in runs} == {"FINISHED"}

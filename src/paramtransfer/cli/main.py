@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from paramtransfer.cli.arithmetic import register_resolvers
 from paramtransfer.cli.process import CONF, configure_process
+from paramtransfer.cli.streams import lost_output
 from paramtransfer.cli.sweep import closing_sweep
 from paramtransfer.cli.words import as_hydra_reads
 from paramtransfer.errors import ConfigError, StoreError
@@ -28,6 +29,9 @@ def main() -> None:
         sys.argv[1:] = as_hydra_reads(sys.argv[1:])
         with closing_sweep():
             _run()
+        if lost := lost_output():
+            print(f"all is kept, but {lost}", file=sys.stderr)
+            sys.exit(os.EX_IOERR)
     except ConfigError as error:
         sys.exit(str(error))
     except StoreError as error:

@@ -2,10 +2,13 @@
 
 import logging
 import os
+import re
 import time
 import warnings
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
+
+from paramtransfer.cli.streams import protect_output
 
 STARTED = time.monotonic()
 """When this process began, on the monotonic clock."""
@@ -23,26 +26,43 @@ _MLFLOW = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
+_NUMBERS = {
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "JSM_NAMESPACE_RANK", "MASTER_PORT"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_STEP_NUM_TASKS"),
+    *("SLURM_CPUS_ON_NODE", "OMP_NUM_THREADS"),
+}
 _LEVELS = {
     "alembic": logging.WARNING,
+    "huggingface_hub": logging.ERROR,  # each of its retries, twice
     "mlflow": logging.WARNING,
     "mlflow.store.db.utils": logging.CRITICAL,  # a traceback of each error, raised as well
-    "pytorch_lightning": logging.WARNING,
+    "pytorch_lightning.utilities.rank_zero": logging.WARNING,  # the package sets its own level when it is imported
 }
 
 
 def configure_process() -> None:
     """Set what this process needs, wherever a launcher has started it; what the user has set stays."""
+    protect_output()
     for name, value in _MLFLOW.items():
         os.environ.setdefault(name, value)
+    _ignore_odd_numbers()
     _hide_password()
     for name, level in _LEVELS.items():
         logging.getLogger(name).setLevel(level)
     logging.raiseExceptions = False  # a log file on a full disk is no reason for tracebacks
     # Lightning's own use of a function that torch 2.14 deprecates.
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    # What Pillow finds odd in an image is told with the image, or is none of the user's business.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     # A job on one node needs no srun, also where SLURM is installed.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
+
+
+def _ignore_odd_numbers() -> None:
+    """What launchers have left empty or otherwise than as whole numbers, libraries would fail on at their import."""
+    for name in _NUMBERS & os.environ.keys():
+        if not re.fullmatch(r"\d+(,\d+)*" if name == "OMP_NUM_THREADS" else r"\d+", os.environ[name]):
+            del os.environ[name]
 
 
 def _hide_password() -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from paramtransfer.transfer.report import Report
 
 _WIDTH = 120  # of tables in a file or a pipe
+_NARROW = 60  # a terminal that has no room for frames
 _ROWS: tuple[tuple[str, Stage, str], ...] = (
     ("without transfer", "baseline", ACCURACY),
     ("with transfer", "downstream", ACCURACY),
@@ -51,7 +52,10 @@ def print_job(job: "Job", results: "Mapping[Stage, StageResult]", inherited: "Re
         seconds: since the process was started.
     """
     console = Console(highlight=False)
-    console.print(_job_table(results))
+    table = _job_table(results)
+    if console.width < _NARROW:
+        table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
+    console.print(table)
     replicates, num_test = results["downstream"].hits_RN.shape
     repeated = (
         f"{replicates} replicates" if replicates > 1 else "1 replicate (s.e. over test samples; sweep seed for more)"
