@@ -61,5 +61,6 @@ def is_for_images(option: Path) -> bool:
     """Whether a configuration file is for tasks on images."""
     text = option.stem + option.read_text()
     return any(
-        word in text for word in ("Image", "CIFAR", "cifar10", "network_pair", "[deit]", "image_defaults", "momentum", "Adam")
+        word in text
+        for word in ("Image", "CIFAR", "cifar10", "network_pair", "- deit", "image_defaults", "momentum", "Adam")
     )

@@ -241,8 +241,10 @@ def test_sweep_over_two_keys_and_seeds(tmp_path: Path, run_here: Fixture, runs_o
         same = [run for run in runs["downstream"] if all(float(run.data.params[key]) == row[key] for key in keys)]
         assert len(same) == 2
         assert row["test/acc"] == pytest.approx(sum(run.data.metrics["test/acc"] for run in same) / 2)
-        squares = sum(run.data.metrics["test/acc_sem"] ** 2 for run in same)
-        assert row["test/acc_sem"] == pytest.approx(squares**0.5 / 2)
+        # Four replicates, two in each job: the spread within jobs and between them.
+        squares = sum(2 * run.data.metrics["test/acc_sem"] ** 2 for run in same)
+        squares += sum(2 * (run.data.metrics["test/acc"] - row["test/acc"]) ** 2 for run in same)
+        assert row["test/acc_sem"] == pytest.approx((squares / 3 / 4) ** 0.5)
 
 
 def test_experiment_is_a_sweep(tmp_path: Path, run_here: Fixture, runs_of: Fixture) -> None:
