@@ -1,10 +1,8 @@
 """Signals that end a process become one exception, so that what is open is closed; what is half done is finished."""
 
-import gc
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -59,18 +57,20 @@ def is_interruption(error: BaseException) -> bool:
     return not isinstance(error, Exception) or type(error).__module__.startswith("submitit.")
 
 
-def let_go(error: BaseException) -> None:
-    """Let go of what the frames of an error and of those before it hold, such as an open transaction of the store."""
-    chain: list[BaseException] = []
-    pending: list[BaseException | None] = [error]
-    while pending:
-        one = pending.pop()
-        if one is not None and one not in chain:
-            chain.append(one)
-            pending += [one.__cause__, one.__context__]
-    for one in chain:
-        traceback.clear_frames(one.__traceback__)
-    gc.collect()
+def leave_to_parent(_: object = None) -> None:
+    """In a process that helps another one, which alone answers signals."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals wait for the block's end; a process that is started in it sees none, from its first moment on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

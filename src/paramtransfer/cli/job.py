@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
@@ -34,9 +35,9 @@ def run_configured(config: DictConfig) -> None:
     try:
         if config.plan_only is True:
             job = make_job(config)
-            print(plan(job, lambda run_id: open_store(FOLDER).result(run_id).state))
+            print(plan(job, lambda run_id: open_store(_folder()).result(run_id).state))
         elif config.dry_run is True:
-            sys.exit(0 if print_preview([config]) else 1)
+            sys.exit(0 if print_preview(_folder(), [config]) else 1)
         else:
             _run(config, Member.of(config) if in_sweep else None)
     except (ConfigError, SharedStageError, StoreError, TrainingError) as error:
@@ -54,14 +55,14 @@ def _run(config: DictConfig, member: Member | None) -> None:
     try:
         job = make_job(config)
         if job.trainer.ranks.rank > 0:
-            follow(job, FOLDER / RANKS)
+            follow(job, _folder() / RANKS)
             return
-        store = open_store(FOLDER)
+        store = open_store(_folder())
         tags = member.join(store) if member else {}
         results = run(job, store, tags=tags, follower=FOLLOWER)
     except BaseException as error:
         if member:
-            member.record_failure(open_store(FOLDER), error)
+            member.record_end(open_store(_folder()), error)
         raise
     if member is None:
         report = plan(job, lambda run_id: store.result(run_id).state)
@@ -76,7 +77,12 @@ def _run(config: DictConfig, member: Member | None) -> None:
         print(error, file=sys.stderr)
 
 
-def print_preview(configs: Sequence[DictConfig]) -> bool:
+def _folder() -> Path:
+    """Where the process was started that started this one, whatever folder Hydra has made the job's own."""
+    return Path(HydraConfig.get().runtime.cwd) / FOLDER
+
+
+def print_preview(folder: Path, configs: Sequence[DictConfig]) -> bool:
     """Print how much would be trained, jobs that are refused counted, too; whether none is."""
     jobs, refused = [], []
     for config in configs:
@@ -84,5 +90,5 @@ def print_preview(configs: Sequence[DictConfig]) -> bool:
             jobs.append(make_job(config))
         except ConfigError as error:
             refused.append(str(error))
-    print(preview(open_store(FOLDER), jobs, refused=refused), flush=True)
+    print(preview(open_store(folder), jobs, refused=refused), flush=True)
     return not refused

@@ -50,7 +50,9 @@ def main() -> None:
             sys.exit(explain(error, CONF))
         if wants_traceback or not type(error).__module__.startswith("submitit."):
             raise
-        sys.exit(f"hydra/launcher=slurm: the jobs were not handed to SLURM ({' '.join(str(error).split())})")
+        if type(error).__name__ == "FailedSubmissionError":
+            sys.exit(f"hydra/launcher=slurm: the jobs were not handed to SLURM ({' '.join(str(error).split())})")
+        sys.exit(1)  # a job has failed, and the sweep's table says why
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from paramtransfer.interrupts import Interrupted
 from paramtransfer.stage import Stage
+from paramtransfer.tracking.connect import masked
 from paramtransfer.tracking.store import Store
 from paramtransfer.tracking.sweeps import JobRecord, check_host, record_job, sweep_of_job, tags_of
 
@@ -50,7 +52,10 @@ class Member:
         """The job has succeeded, with these runs."""
         record_job(store, self.sweep_id, JobRecord(num=self.num, overrides=self.overrides, runs=runs))
 
-    def record_failure(self, store: Store, error: BaseException) -> None:
-        """The job has failed."""
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        record_job(store, self.sweep_id, JobRecord(num=self.num, overrides=self.overrides, error=reason))
+    def record_end(self, store: Store, error: BaseException) -> None:
+        """The job has failed, or hands over to itself: a batch system will start it again."""
+        if isinstance(error, Exception | Interrupted):
+            reason = masked((str(error) or type(error).__name__).splitlines()[0])
+            record_job(store, self.sweep_id, JobRecord(num=self.num, overrides=self.overrides, error=reason))
+        else:
+            record_job(store, self.sweep_id, JobRecord(num=self.num, overrides=self.overrides, preempted=True))

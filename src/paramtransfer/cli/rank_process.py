@@ -1,16 +1,16 @@
 """A further process of a job with several: its rank 0 starts `python -m paramtransfer.cli.rank_process FOLDER RANK`."""
 
-import signal
 import sys
 from pathlib import Path
 
 from paramtransfer.cli.arithmetic import register_resolvers
 from paramtransfer.cli.process import configure_process
+from paramtransfer.interrupts import leave_to_parent
 
 
 def main() -> None:
     """Train along until rank 0 has no more stages."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's business
+    leave_to_parent()
     configure_process()
     register_resolvers()
     from paramtransfer.cli.compose import make_job, parse

@@ -2,9 +2,10 @@
 
 import os
 import shlex
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 
 from paramtransfer.cli.process import CONF, FOLDER
 from paramtransfer.cli.root import check_root
@@ -87,17 +88,22 @@ class SweepCallback(Callback):
         from paramtransfer.cli.grid import job_values, sweep_configs, sweep_jobs
         from paramtransfer.cli.job import print_preview
         from paramtransfer.tracking.claims import Session
+        from paramtransfer.tracking.connect import masked
         from paramtransfer.tracking.store import open_store
         from paramtransfer.tracking.sweeps import start_sweep
 
+        if config.hydra.launcher._target_.endswith(".SlurmLauncher") and not shutil.which("srun"):
+            raise ValueError("hydra/launcher=slurm: must be used where SLURM is installed, and there is no srun here")
         jobs = sweep_jobs(config)
-        is_fine = jobs is None or print_preview(list(sweep_configs(config, jobs)))
+        is_fine = jobs is None or print_preview(FOLDER.absolute(), list(sweep_configs(config, jobs)))
         if config.dry_run is True:
             sys.exit(0 if is_fine else 1)
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         experiment = config.hydra.runtime.choices.get("experiment")
-        question, command = _head_comment(config, experiment), shlex.join(["python", "train.py", *sys.argv[1:]])
-        with Session(open_store(FOLDER)) as session:
+        question = _head_comment(config, experiment)
+        command = masked(shlex.join(["python", "train.py", *sys.argv[1:]]))
+        _hide_secrets(config, masked)
+        with Session(open_store(FOLDER.absolute())) as session:
             self._sweep_id = start_sweep(
                 session,
                 name=" ".join(["sweep", *config.hydra.overrides.task]),
@@ -117,6 +123,16 @@ class SweepCallback(Callback):
             from paramtransfer.cli.member import SWEEP_ID
 
             SWEEP_ID.set(self._sweep_id)
+
+
+def _hide_secrets(config: DictConfig, masked: Callable[[str], str]) -> None:
+    """Hydra writes its own configuration to files, where only SLURM need see what the jobs' set-up has of passwords."""
+    lines = list(config.hydra.launcher.get("setup") or [])
+    if lines != list(map(masked, lines)):
+        OmegaConf.register_new_resolver("hidden", lambda number: lines[number], replace=True)
+        with flag_override(config, ["struct", "readonly"], [False, False]):
+            config.hydra.launcher.setup = [f"${{hidden:{number}}}" for number in range(len(lines))]
+            config.hydra.overrides.hydra = list(map(masked, config.hydra.overrides.hydra))
 
 
 def _head_comment(config: DictConfig, experiment: str | None) -> str:

@@ -2,7 +2,7 @@
 
 The code is every module that the stage's classes reach by imports, this package's and the user's; what lies in
 site-packages counts by version. Comments, docstrings and what only prints (`__str__`) do not count, and neither do
-modules of names and of values that derive from stored results: a changed formula there repeats no training.
+modules of names, of signals and of values that derive from stored results: a changed formula there repeats no training.
 """
 
 import ast
@@ -23,7 +23,7 @@ from paramtransfer.stage import Stage
 Value = None | bool | int | float | str | Sequence["Value"]
 
 _PACKAGE = "paramtransfer"
-_DERIVED = (f"{_PACKAGE}.theory", f"{_PACKAGE}.statistics", f"{_PACKAGE}.metrics")
+_DERIVED = tuple(f"{_PACKAGE}.{name}" for name in ("theory", "statistics", "metrics", "interrupts"))
 _HOW = f"{_PACKAGE}.trainer."  # how a training runs, not what it computes
 _VERSIONS = ("numpy", "torch", "torchvision", "timm", "pytorch-lightning")
 _LIBRARIES = tuple({Path(path) for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))})

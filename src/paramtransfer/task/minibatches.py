@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from paramtransfer.dataset.images import Images, Split
 from paramtransfer.dataset.preprocessing import FixedNoise, crop_and_flip, normalize, resize
+from paramtransfer.interrupts import leave_to_parent
 from paramtransfer.randomness import stream
 from paramtransfer.stage import Side
 from paramtransfer.task.stage_data import StageData
@@ -174,7 +175,14 @@ class ImageTask(StageData):
         workers = self.dataset.num_workers
         pixels = _Pixels(self.parts[name])
         stay = workers > 0 and name == "train"
-        return _Loader(pixels, batch_size=None, sampler=batches, num_workers=workers, persistent_workers=stay)
+        return _Loader(
+            pixels,
+            batch_size=None,
+            sampler=batches,
+            num_workers=workers,
+            persistent_workers=stay,
+            worker_init_fn=leave_to_parent,
+        )
 
 
 class _Pixels(Dataset[Batch]):

@@ -18,7 +18,7 @@ from uuid import uuid4
 from mlflow.entities import Param
 
 from paramtransfer.errors import LostRun, SharedStageError, StoreError, Unreadable
-from paramtransfer.interrupts import begin_closing, is_interruption, let_go, uninterrupted
+from paramtransfer.interrupts import begin_closing, is_interruption, uninterrupted
 from paramtransfer.tracking import provenance, results
 from paramtransfer.tracking.connect import masked, patiently, reason_of
 from paramtransfer.tracking.logger import BufferedLogger
@@ -59,7 +59,6 @@ class Session:
         begin_closing()
         reason = masked(f"{type(error).__name__}: {error}")
         with uninterrupted():
-            let_go(error)  # or the store would be locked by a call of ours that was interrupted
             for run_id in self.opened:
                 outbox = self.store.outbox(run_id)
                 if not outbox.has_ended:

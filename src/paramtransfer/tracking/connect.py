@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from filelock import FileLock, Timeout
@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy import Engine, event
 
 from paramtransfer.errors import StoreError
+from paramtransfer.interrupts import uninterrupted
 
 PATIENCE_SECONDS = 60.0
 """How long a call waits for a store that is away or locked."""
@@ -109,6 +110,25 @@ def patiently(call: Callable[[], _T], *, uri: str, deadline: float | None = None
                 if not _may_pass(error) or time.monotonic() > deadline:
                     raise _broken(uri, error) from None
             time.sleep(_AGAIN_SECONDS)
+
+
+class WholeCalls:
+    """An MLflow client whose calls a signal does not cut short.
+
+    What the frames of an interrupted call still hold of SQLite, were it a cursor, would lock it for this process, too.
+    """
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with uninterrupted():
+                return method(*args, **kwargs)
+
+        return call
 
 
 class PatientClient:
@@ -211,7 +231,9 @@ def _open_sqlite(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         patiently(partial(_probe, path), uri=uri)
         if not path.stat().st_size:
             _create(path)
-        return _open(uri, experiment, artifacts=(path.parent / "artifacts").absolute().as_uri())
+        with uninterrupted():
+            client, experiment_id = _open(uri, experiment, (path.parent / "artifacts").absolute().as_uri())
+    return cast(MlflowClient, WholeCalls(client)), experiment_id
 
 
 def _probe(path: Path) -> None:

@@ -19,6 +19,7 @@ from paramtransfer.tracking.store import Store
 
 _JOBS = "jobs"
 _QUIET_SECONDS = 60.0  # the longest time that a cluster takes from one job's end to the next one's first run
+_REQUEUE_SECONDS = 600.0  # the same for a job that was preempted
 _POLL_SECONDS = 5.0
 _SHOWN = 5
 NOT_STARTED = "not started"
@@ -38,6 +39,8 @@ class JobRecord:
     """Run ids by stage; empty unless the job has succeeded."""
     error: str | None = None
     """Why the job failed, in one sentence."""
+    preempted: bool = False
+    """Whether the job was interrupted by a batch system that starts it again."""
 
     @property
     def has_ended(self) -> bool:
@@ -152,7 +155,8 @@ def _record(num: int, text: bytes) -> JobRecord:
 def wait_for_jobs(store: Store, sweep_id: str) -> None:
     """Wait for the jobs that go on although their launcher has given up, as it may when one of them died.
 
-    A sweep none of whose jobs has started or shown a sign of life for a minute is not waited for.
+    A sweep none of whose jobs has started or shown a sign of life for a minute is not waited for; nor for ten, if one
+    was preempted.
     """
     ended: set[int] = set()
     last_sign = -math.inf
@@ -164,7 +168,8 @@ def wait_for_jobs(store: Store, sweep_id: str) -> None:
         if now_ended != ended or any(store.signs.is_alive(run) for run in _running(store, sweep_id)):
             last_sign = time.monotonic()
         ended = now_ended
-        if not pending or time.monotonic() - last_sign > _QUIET_SECONDS:
+        is_coming = any(record.preempted for record in records if not record.has_ended)
+        if not pending or time.monotonic() - last_sign > (_REQUEUE_SECONDS if is_coming else _QUIET_SECONDS):
             return
         if not said:
             log.info(f"Waiting for jobs {', '.join(map(str, pending))}, which have not ended; Ctrl-C closes the sweep")
@@ -189,11 +194,18 @@ def bury_jobs(store: Store, sweep_id: str, *, interrupted: bool) -> list[JobReco
             reason = "interrupted" if interrupted else "died: killed, out of memory, or its node failed"
             store.bury(run.run_id, reason)
         reasons[run.tags[f"sweep.{sweep_id}"]] = reason
-    absent = NOT_STARTED if interrupted else "never started, or died before it created a run"
     return [
-        record if record.has_ended else replace(record, error=reasons.get(str(record.num), absent))
+        record
+        if record.has_ended
+        else replace(record, error=reasons.get(str(record.num), _absent(record, interrupted)))
         for record in records
     ]
+
+
+def _absent(record: JobRecord, interrupted: bool) -> str:
+    if record.preempted:
+        return "preempted, and not started again"
+    return NOT_STARTED if interrupted else "never started, or died before it created a run"
 
 
 def _running(store: Store, sweep_id: str) -> Iterator[RunRecord]:

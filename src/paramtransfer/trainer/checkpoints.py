@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -12,8 +13,12 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from paramtransfer.errors import first_line
+from paramtransfer.interrupts import begin_closing, is_interruption
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # a cluster's warning; submitit's own
+_SIGNALS = (  # a cluster's warning, submitit's own, what sbatch's --signal often names, a closed terminal
+    *(signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1, signal.SIGHUP),
+)
+_FILES = "step-*.ckpt"
 _KEPT = 2  # the last one, and the one before should that be damaged
 
 Handler = Callable[[int, FrameType | None], object] | int | None
@@ -43,7 +48,7 @@ class Checkpoints(Callback):
 
     def latest(self) -> Path | None:
         """The newest checkpoint that can be read."""
-        for path in sorted(self._folder.glob("*.ckpt"), reverse=True):
+        for path in sorted(self._folder.glob(_FILES), reverse=True):
             try:
                 torch.load(path, map_location="cpu", weights_only=True)
                 return path
@@ -95,6 +100,8 @@ class Checkpoints(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._give_back()
+        if is_interruption(exception):
+            begin_closing()
 
     def _give_back(self) -> None:
         for number, handler in self._handlers.items():
@@ -106,16 +113,17 @@ class Checkpoints(Callback):
         if not trainer.is_global_zero:
             trainer.save_checkpoint(self._folder)  # it writes nothing, but waits for rank 0
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._before()
-        path = self._folder / f"{time.time_ns()}.ckpt"
+        path = self._folder / f"step-{trainer.global_step:012}.ckpt"  # by step: clocks are set back
         half = path.with_suffix(".half")
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(half)
             half.replace(path)
         except OSError as error:
             trainer.strategy.barrier()  # where the others wait
-            half.unlink(missing_ok=True)
+            with suppress(OSError):
+                half.unlink()
             log.warning(f"{path}: no checkpoint can be written ({error}); the training goes on without")
-        for old in sorted(self._folder.glob("*.ckpt"))[:-_KEPT]:
-            old.unlink()
+        for old in sorted(self._folder.glob(_FILES))[:-_KEPT]:
+            old.unlink(missing_ok=True)

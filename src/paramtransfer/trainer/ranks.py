@@ -9,9 +9,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
@@ -23,10 +24,14 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from torch import Tensor, distributed
 
+from paramtransfer.errors import TrainingError
+from paramtransfer.interrupts import held_back
 from paramtransfer.stage import Stage
 
 CONFIG = "config.yaml"
 _POLL_SECONDS = 0.1
+_ALIVE = "alive"
+_ALIVE_SECONDS = 10.0
 _TIMEOUT = timedelta(minutes=5)
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
@@ -111,6 +116,7 @@ class Ranks:
         if self._by_srun:
             self._folder = folder / _step()
             self._folder.mkdir(parents=True)
+            threading.Thread(target=self._show_life, args=[self._folder / _ALIVE], daemon=True).start()
         try:
             yield
         except BaseException:
@@ -121,6 +127,13 @@ class Ranks:
             if self._folder is not None:
                 self._write({})
                 self._end()
+
+    @staticmethod
+    def _show_life(path: Path) -> None:
+        for number in count():
+            with suppress(OSError):  # the job has ended, or the disk is full for now
+                path.write_text(str(number))
+            time.sleep(_ALIVE_SECONDS)
 
     def hand_over(self, order: Order) -> None:
         """Of rank 0: let the others train a stage, too."""
@@ -137,7 +150,8 @@ class Ranks:
         (self._folder / CONFIG).write_text(self._config)
         for rank in range(1, self.size):
             command = [*self._follower, str(self._folder), str(rank)]
-            self._processes.append(subprocess.Popen(command))
+            with held_back():
+                self._processes.append(subprocess.Popen(command))
         self._join()
 
     def _join(self) -> None:
@@ -170,6 +184,9 @@ class Ranks:
             folder: where that is.
             train: trains one.
             rank: the own one, if rank 0 has started this process.
+
+        Raises:
+            TrainingError: rank 0 has died.
         """
         self._folder = folder if rank is not None else folder / _step()
         parent = os.getppid()
@@ -178,15 +195,27 @@ class Ranks:
             self._join()
         for number in count(1):
             path = self._folder / f"{number}.pt"
+            sign, seen = "", time.monotonic()
             while not path.exists():
                 if os.getppid() != parent:
                     return
                 time.sleep(_POLL_SECONDS)
+                if sign != (sign := self._sign()):
+                    seen = time.monotonic()
+                if self._by_srun and time.monotonic() - seen > _TIMEOUT.total_seconds():
+                    raise TrainingError("rank 0 has died: it has shown no sign of life for minutes")
             order = torch.load(path, weights_only=True)
             if not order:
                 return
             checkpoint = order["checkpoint"] and Path(order["checkpoint"])
             train(Order(stage=order["stage"], upstream=order["upstream"], checkpoint=checkpoint))
+
+    def _sign(self) -> str:
+        assert self._folder is not None
+        try:
+            return (self._folder / _ALIVE).read_text()
+        except OSError:
+            return ""
 
 
 def _step() -> str:
