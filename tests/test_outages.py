@@ -19,7 +19,9 @@ from conftest import TINY
 from mlflow_server import MlflowServer, proxy
 
 from paramtransfer.errors import StoreError, Undelivered
+from paramtransfer.tracking import connect
 from paramtransfer.tracking.claims import Session
+from paramtransfer.tracking.kept import KeptFolder
 from paramtransfer.tracking.results import Result
 from paramtransfer.tracking.store import Store
 
@@ -41,6 +43,14 @@ def open_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         return Store(folder)
 
     return open_store
+
+
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """One SQLite store for tests that leave it whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return Store(tmp_path_factory.mktemp("shared"))
 
 
 def _create(session: Session, fingerprint: str = "f") -> str:
@@ -133,6 +143,18 @@ def test_lost_answer_to_a_creation_makes_no_second_run(lasting_server: MlflowSer
             session.end(run_id, "FINISHED")
         query = "SELECT run_uuid FROM tags WHERE key = 'fingerprint' AND value = 'created once'"
         assert lasting_server.rows(query) == [(run_id,)]
+
+
+def test_a_job_starts_while_the_server_does(
+    lasting_server: MlflowServer, open_store: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is refused is tried again for some seconds."""
+    monkeypatch.setattr(connect, "_CONNECT_SECONDS", 120)
+    lasting_server.kill()
+    restart = threading.Timer(2, lasting_server.start)
+    restart.start()
+    assert open_store(lasting_server.uri).experiment_id
+    restart.join()
 
 
 KILLED_IN_AN_OUTAGE = """
@@ -253,6 +275,101 @@ def test_store_locked_by_another_process(tmp_path: Path, open_store: Fixture, ca
     assert message == f"waiting for {store.uri}, locked by another process"
     assert _status(store, run_id) == "FINISHED"
     assert list(store.history(run_id, "loss")) == list(range(1000))
+
+
+# What a machine that died has left, and runs that are deleted.
+
+
+def _leave(store: Store, run_id: str, **files: str) -> Path:
+    """What a process has left of a run."""
+    kept = KeptFolder(store.folder / "undelivered" / f"{run_id}.left")
+    kept.make(f"{store.public_uri}\n")
+    for name, text in files.items():
+        (kept.path / name.replace("_", ".")).write_text(text)
+    kept.leave()
+    return kept.path
+
+
+@pytest.mark.parametrize(
+    ("files", "passed_over"),
+    [
+        ({"end_json": ""}, ["end.json"]),
+        ({"end_json": '{"status": "FIN'}, ["end.json"]),
+        ({"end_json": '{"status": "FINISHED"}'}, ["end.json"]),
+        ({"points_jsonl": '\n["loss", 1.0, 5, 0]\n["loss", 2.0]\n7\n["loss", "x", 5, 1]\n["los'}, ["points.jsonl"]),
+    ],
+)
+def test_leftovers_that_cannot_be_read(
+    files: dict[str, str],
+    passed_over: list[str],
+    tmp_path: Path,
+    shared_store: Store,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Are passed over with a line, and the rest is delivered."""
+    with Session(shared_store) as session:
+        run_id = _create(session)
+        folder = _leave(shared_store, run_id, **files)
+        shared_store.deliver_left()
+        for name in passed_over:
+            assert f"{folder / name}" in caplog.text
+        assert not folder.exists()
+        assert shared_store.history(run_id, "loss") == ({0: 1.0} if "points_jsonl" in files else {})
+        session.end(run_id, "FINISHED")
+    assert _status(shared_store, run_id) == "FINISHED"
+
+
+def test_folder_and_lock_are_one(tmp_path: Path) -> None:
+    """Two threads make and remove what a third one looks through: none meets half a folder, and nothing stays."""
+    errors: list[Exception] = []
+    over = threading.Event()
+
+    def cycle() -> None:
+        try:
+            for number in range(100):
+                kept = KeptFolder(tmp_path / f"{threading.get_ident()}.{number}")
+                kept.make("uri")
+                kept.write("end.json", lambda path: path.write_text("{}"))
+                kept.remove()
+        except OSError as error:
+            errors.append(error)
+
+    def look() -> None:
+        while not over.is_set():
+            for path in tmp_path.glob("*.*"):
+                kept = KeptFolder(path)
+                if kept.take() is not None:
+                    errors.append(FileExistsError(path))
+                kept.leave()
+
+    cycling = [threading.Thread(target=cycle) for _ in range(2)]
+    looking = threading.Thread(target=look)
+    for thread in (looking, *cycling):
+        thread.start()
+    for thread in cycling:
+        thread.join()
+    over.set()
+    looking.join()
+    assert errors == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_deleted_while_it_trains(shared_store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """It is said once; nothing is kept or promised, and the training goes on."""
+    with Session(shared_store) as session:
+        run_id = _create(session)
+        logger = session.begin(run_id)
+        logger.log_metrics({"loss": 1.0}, 0)
+        logger.flush()
+        shared_store.client.delete_run(run_id)
+        for step in range(1, 4):
+            logger.log_metrics({"loss": 1.0}, step)
+            logger.flush()
+        shared_store.tag(run_id, {"a": "b"})
+        session.finish(run_id, RESULT, metrics={}, files={})
+    shared_store.settle()
+    assert [record.message for record in caplog.records] == [f"run {run_id} was deleted; what it logs here is dropped"]
+    assert list((shared_store.folder / "undelivered").iterdir()) == []
 
 
 def test_full_disk(tmp_path: Path, open_store: Fixture) -> None:

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from image_files import write_folder
 from pytorch_lightning import LightningModule
 from shared_jobs import PRELOADED, compose_and_run
 
+from paramtransfer.errors import TrainingError
 from paramtransfer.experiment.run import run
 from paramtransfer.tracking.store import Store
+from paramtransfer.trainer import ranks
 from paramtransfer.training.full_batch import FullBatchTraining
 from paramtransfer.training.supervised import Supervised
 
@@ -124,11 +127,56 @@ def test_damaged_checkpoint_is_passed_over(
         run(job("within an epoch"), store, tags={})
     older, newest = sorted((tmp_path / "interrupted" / "checkpoints").glob("*/*.ckpt"))
     assert torch.load(older, weights_only=True)["global_step"] < torch.load(newest, weights_only=True)["global_step"]
+    steps = [torch.load(path, weights_only=True)["global_step"] for path in (older, newest)]
+    assert [path.stem for path in (older, newest)] == [f"step-{step:012}" for step in steps]  # no clock's business
     newest.write_bytes(newest.read_bytes()[:1000])
     results = run(job("within an epoch"), store, tags={})
     assert "cannot be read" in caplog.text
     for stage, result in results.items():
         assert all(torch.equal(tensor, expected[stage].state[name]) for name, tensor in result.state.items())
+
+
+def test_a_failed_training_goes_on(
+    tmp_path: Path, job: Fixture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From its checkpoint, in the same run; with other threads, it says that the last digits may differ."""
+    store = Store(tmp_path)
+    plain, steps = FullBatchTraining.training_step, iter(range(1, 1000))
+
+    def failing(self: Any, *args: Any) -> Any:
+        if next(steps) == 11:
+            raise RuntimeError("out of memory")
+        return plain(self, *args)
+
+    monkeypatch.setattr(FullBatchTraining, "training_step", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(job("synthetic"), store, tags={})
+    statuses = {each.run_id: each.status for each in store.runs("tags.stage != ''")}
+    assert sorted(statuses.values()) == ["FAILED", "FINISHED", "KILLED"]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    run(job("synthetic"), store, tags={})
+    (failed,) = (run_id for run_id, status in statuses.items() if status == "FAILED")
+    assert f"run {failed} goes on where it was interrupted" in caplog.text
+    assert f"run {failed} goes on with 7 threads instead of" in caplog.text
+    assert store.run(failed).status == "FINISHED"
+
+
+def test_checkpoints_that_cannot_be_written(tmp_path: Path, job: Fixture, caplog: pytest.LogCaptureFixture) -> None:
+    """Where no folder can be made, the training goes on without."""
+    store = Store(tmp_path)
+    (tmp_path / "checkpoints").touch()
+    run(job("synthetic"), store, tags={})
+    assert "no checkpoint can be written" in caplog.text
+    assert {each.status for each in store.runs("tags.stage != ''")} == {"FINISHED"}
+
+
+def test_rank_that_waits_for_a_dead_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of srun, whose parent lives on, does not wait for ever."""
+    for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks, "_TIMEOUT", timedelta(seconds=0.5))
+    with pytest.raises(TrainingError, match="rank 0 has died"):
+        ranks.Ranks(size=2, device="cpu").follow(tmp_path, lambda order: None)
 
 
 def test_killed_training_ends_as_if_uninterrupted(

@@ -24,7 +24,7 @@ from mlflow_server import MlflowServer, proxy
 
 from paramtransfer import experiment
 from paramtransfer.errors import StoreError
-from paramtransfer.tracking import provenance
+from paramtransfer.tracking import connect, provenance
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
 
@@ -149,8 +149,8 @@ def test_password_opens_the_server_and_is_nowhere_else(
     git = ["git", "-C", str(checkout), "-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *arguments], check=True)
-    (checkout / "own.py").write_text(f"uri = 'http://user:{PASSWORD}@host'\n")
-    monkeypatch.setattr(provenance, "_SOURCE", checkout)
+    (checkout / "own.py").write_text(f"uri = 'http://user:{PASSWORD}@host'\napi_key = 'k3y-of-theirs'\n")
+    monkeypatch.setattr(provenance, "_CHECKOUT", checkout)
     provenance.git_diff.cache_clear()
     assert PASSWORD in provenance.git_diff()
     try:
@@ -166,10 +166,49 @@ def test_password_opens_the_server_and_is_nowhere_else(
             (run_id,) = session.opened
             run = store.run(run_id)
             assert run.tags["error"] == f"RuntimeError: no answer from {uri.replace('//', '//user:***@')}, ***"
-            assert b"user:***@host" in store.read_files(run_id, suffix="git_diff.patch")["git_diff.patch"]
+            diff = store.read_files(run_id, suffix="git_diff.patch")["git_diff.patch"]
+            assert b"user:***@host" in diff
+            assert b"api_key = '***'" in diff
     finally:
         provenance.git_diff.cache_clear()
     _assert_nowhere(caplog.text, lasting_server.folder, tmp_path / "mlruns")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("export DB_PASSWORD=hunter2", "export DB_PASSWORD=***"),
+        (
+            "setup=['export WANDB_API_KEY=0123456789', 'module load cuda']",
+            "setup=['export WANDB_API_KEY=***', 'module load cuda']",
+        ),
+
+        ("+secret_token: abc123", "+secret_token: ***"),
+        ("postgresql://me:pass@host/runs", "postgresql://me:***@host/runs"),
+        ("+    token: str = 'x'", "+    token: str = 'x'"),
+        ("+num_tokens = 196", "+num_tokens = 196"),
+        ("+def secret(key): ...", "+def secret(key): ..."),
+        ("alpha=0.5,1 seed=0", "alpha=0.5,1 seed=0"),
+    ],
+)
+def test_what_looks_like_a_secret_is_masked(text: str, shown: str) -> None:
+    """By the name that it is given, or as the password in an address; code that speaks of secrets is left."""
+    assert connect.masked(text) == shown
+
+
+def test_another_project_s_changes_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that lies somewhere in another project's checkout knows neither its commit nor its changes."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "vendored").mkdir()
+    monkeypatch.setattr(provenance, "_CHECKOUT", tmp_path / "vendored")
+    for ask in (provenance.git_commit, provenance.git_diff):
+        ask.cache_clear()
+    try:
+        assert provenance.git_commit() == "unknown"
+        assert provenance.git_diff() == ""
+    finally:
+        for ask in (provenance.git_commit, provenance.git_diff):
+            ask.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -183,6 +222,7 @@ def test_password_opens_the_server_and_is_nowhere_else(
 )
 def test_password_is_in_no_error(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor in the traceback of a store that cannot be opened."""
+    monkeypatch.setattr(connect, "_CONNECT_SECONDS", 2)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(password=quote(PASSWORD, safe="")))
     with pytest.raises(StoreError) as failure:
         Store(tmp_path)

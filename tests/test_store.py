@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from image_files import write_folder
 from mlflow_server import free_port
 
 from paramtransfer.errors import StoreError
-from paramtransfer.experiment.identity import code_hash, identify
+from paramtransfer.experiment.identity import code_hash, contents, identify
 from paramtransfer.tracking.store import Store
 
 REPO = Path(__file__).parents[1]
+IMAGES = [
+    *("model=network_pair", "model.upstream.name=test_resnet", "model.downstream.name=test_resnet", "optim=sgd"),
+    *("optim.lr=0.01", "trainer=cpu", "task.batch_size=8", "task.upstream.epochs=1", "task.downstream.epochs=1"),
+]
 STAGES = {"upstream", "baseline", "downstream"}
 
 Fixture = Callable[..., Any]
@@ -258,6 +263,39 @@ def test_fingerprint_holds_the_code_that_trains(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
     trained = [set(json.loads(line)) for line in process.stdout.splitlines()]
     assert dict(zip(EDITS, trained, strict=True)) == {file: stages for file, (_, stages) in EDITS.items()}
+
+
+def test_files_that_settings_name_are_part_of_it(tmp_path: Path) -> None:
+    """What is in a file that a user's class is given counts, not only its name."""
+    (tmp_path / "data.csv").write_text("1")
+    settings = {"path": str(tmp_path / "data.csv"), "other": "no file", "number": 3}
+    before = dict(contents(settings))
+    assert dict(contents(settings)) == before
+    assert before.keys() == {"path.content"}
+    (tmp_path / "data.csv").write_text("22")
+    assert dict(contents(settings)) != before
+
+
+def test_upstream_of_another_dataset_depends_on_it_alone(tmp_path: Path, compose_job: Fixture) -> None:
+    """task=whole: neither on what the target's dataset says, nor on where and how the source is read."""
+    roots = {name: write_folder(tmp_path / name, train=14, test=4) for name in ("target", "source", "moved")}
+    source = "task.upstream.dataset"
+
+    def fingerprint(*overrides: str) -> str:
+        more = ["task=whole", "dataset=image_folder", f"+dataset@{source}=image_folder", *IMAGES]
+        where = [
+            f"dataset.root={roots['target']}",
+            f"{source}.root={roots['source']}",
+            f"{source}.cache_dir={tmp_path}",
+        ]
+        job = compose_job(*more, *where, *overrides)
+        return str(job.stages["upstream"].fingerprint)
+
+    before = fingerprint()
+    of_target = ["dataset.per_class=3", "dataset.mean=[1,2,3]", "dataset.split_seed=4"]
+    of_reading = [f"{source}.root={roots['moved']}", f"{source}.num_workers=1", f"{source}.cache_dir={tmp_path}/other"]
+    assert {fingerprint(override) for override in (*of_target, *of_reading)} == {before}
+    assert fingerprint(f"{source}.per_class=3") != before
 
 
 def test_value_that_is_not_plain_is_refused() -> None:

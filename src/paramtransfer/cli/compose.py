@@ -1,6 +1,7 @@
 """From a composed configuration to a job: root keys, groups to objects, and what each stage depends on."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import hydra.utils
@@ -12,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from paramtransfer.checks import refusal
 from paramtransfer.cli.root import Root, check_root
 from paramtransfer.errors import ConfigError, first_line
-from paramtransfer.experiment.identity import Depends, Identity, identify
+from paramtransfer.experiment.identity import Depends, Identity, contents, identify
 from paramtransfer.experiment.job import Job
 from paramtransfer.stage import SIDES, Stage
 from paramtransfer.training.fit import fit_and_test
@@ -84,6 +85,8 @@ def _make_job(config: DictConfig) -> Job:
         depends["task"] |= {"training": _identity(training, seen)}
         for group, part in (("model", model), ("optim", optim), ("trainer", trainer)):
             depends[group] = _identity(part, stage if group == "trainer" else seen)
+        if "dataset" in depends and hasattr(dataset, "content"):  # data that no setting names
+            depends["dataset"] = {**depends["dataset"], "content": dataset.content}
         if stage == "downstream":
             depends["transfer"] = _identity(transfer, stage)
         identities[stage] = _identify(root, depends, values)
@@ -139,9 +142,11 @@ def _with_classes(depends: Mapping[str, Any], values: Mapping[str, Any], classes
     target = values.get("_target_")
     if target is not None:
         made_by = get_object(target)
+        made_by = made_by.func if isinstance(made_by, partial) else made_by
         classes.append(made_by)
-        if not target.startswith("paramtransfer.") and "identity" not in vars(made_by):
-            settings |= {key: value for key, value in values.items() if key not in _OBJECTS}
+        if not target.startswith("paramtransfer."):
+            own = {} if "identity" in vars(made_by) else {key: values[key] for key in values if key not in _OBJECTS}
+            settings |= own | dict(contents(values))
         settings["_target_"] = target
     for key, inner in values.items():
         if key in depends and isinstance(inner, dict):

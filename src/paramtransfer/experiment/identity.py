@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import os
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,21 @@ def identify(settings: Mapping[str, object], classes: Iterable[object]) -> Ident
         versions=_versions(),
         own_sources={f"{name}.py": path.read_text(encoding="utf-8") for name, path in own.items()},
     )
+
+
+def contents(settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Hashes of the files that some settings name, with a key for each: who reads a file depends on what is in it."""
+    for key, value in settings.items():
+        if isinstance(value, str) and os.path.isfile(value):
+            state = os.stat(value)
+            yield f"{key}.content", _file_hash(os.path.abspath(value), state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _file_hash(path: str, *_: int) -> str:
+    """Read once in each state of the file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Value]]:

@@ -97,8 +97,10 @@ class NetworkPair:
     @property
     def content(self) -> str:
         """What identifies upstream weights from elsewhere."""
-        if self.weights is None or self.weights == weights.DEFAULT or _is_run(self.weights):
+        if self.weights is None or _is_run(self.weights):
             return self.weights or ""
+        if self.weights == weights.DEFAULT:
+            return weights.default_content(self.names["upstream"])
         return weights.hash_file(self.weights)
 
     def foreign(

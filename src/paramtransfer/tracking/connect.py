@@ -259,8 +259,23 @@ def _without_sync(connection: sqlite3.Connection, _: object) -> None:
 
 
 def _in_time(connect: Callable[[], tuple[MlflowClient, str]]) -> tuple[MlflowClient, str]:
-    """One try: a wrong address is found at once, whatever retries the user allows."""
-    outcome: list[Any] = []
+    """Tries for some seconds, so that a server may be restarted, and a wrong address is found soon.
+
+    Whatever retries the user allows MLflow.
+    """
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    while True:
+        outcome = _attempt(connect, deadline - time.monotonic())
+        if not isinstance(outcome, Exception):
+            return outcome
+        is_away = isinstance(outcome, MlflowException) and _is_fault(outcome) and "refused" in str(outcome)
+        if not is_away or time.monotonic() + _AGAIN_SECONDS > deadline:
+            raise OSError(str(outcome) or type(outcome).__name__)
+        time.sleep(_AGAIN_SECONDS)
+
+
+def _attempt(connect: Callable[[], _T], seconds: float) -> _T | Exception:
+    outcome: list[_T | Exception] = []
 
     def attempt() -> None:
         try:
@@ -270,10 +285,5 @@ def _in_time(connect: Callable[[], tuple[MlflowClient, str]]) -> tuple[MlflowCli
 
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
-    thread.join(_CONNECT_SECONDS)
-    if not outcome:
-        raise OSError(f"no answer in {_CONNECT_SECONDS} s")
-    if isinstance(outcome[0], Exception):
-        raise OSError(str(outcome[0]) or type(outcome[0]).__name__)
-    client: tuple[MlflowClient, str] = outcome[0]
-    return client
+    thread.join(seconds)
+    return outcome[0] if outcome else OSError(f"no answer in {_CONNECT_SECONDS} s")

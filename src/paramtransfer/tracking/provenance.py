@@ -5,7 +5,10 @@ from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 
-_SOURCE = Path(__file__).parent
+_CHECKOUT = Path(__file__).parents[3]
+"""Where this package's own repository would be; another one that it lies in is somebody else's."""
+
+_TOP = ("rev-parse", "--show-toplevel")
 
 
 @cache
@@ -17,7 +20,7 @@ def git_commit() -> str:
 @cache
 def git_diff() -> str:
     """What has changed since that commit."""
-    return _git("diff", "HEAD")
+    return _git("diff", "--no-ext-diff", "--no-color", "HEAD")
 
 
 @cache
@@ -28,7 +31,10 @@ def package_versions() -> str:
 
 def _git(*arguments: str) -> str:
     try:
-        command = ["git", "-C", str(_SOURCE), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout
+        return _output("git", *arguments) if Path(_output("git", *_TOP).strip()).samefile(_CHECKOUT) else ""
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, cwd=_CHECKOUT, capture_output=True, text=True, errors="replace", check=True).stdout
