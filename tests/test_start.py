@@ -158,9 +158,33 @@ def test_one_callback_serves_several_modules(tmp_path: Path) -> None:
         fit(tmp_path, transfer, module, Data())
         assert torch.equal(module.model.conv1[0].weight, trained.conv1[0].weight)
     with torch.no_grad():
-        first.model.fc.weight.fill_(0.5)
-    transfer.setup(Trainer(logger=False, enable_checkpointing=False, accelerator="cpu"), first, "fit")
-    assert (first.model.fc.weight == 0.5).all()
+        first.model.conv1[0].weight.fill_(0.5)
+    goes_on = fit(tmp_path, transfer, first, Data())
+    assert (goes_on[0]["conv1.0.weight"] - 0.5).abs().max() < 0.4
+    assert not (goes_on[0]["conv1.0.weight"] == 0.5).any()
+
+
+def test_training_that_goes_on_holds_what_it_held(tmp_path: Path) -> None:
+    """From a checkpoint after the first of two epochs with the head alone: matching is not repeated, the body stays."""
+    rule, trained = Filters(alpha=0.5, head_epochs=2, match_steps=2), upstream()
+    options: dict[str, Any] = {
+        "accelerator": "cpu",
+        "default_root_dir": tmp_path,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    states = []
+    for epochs, checkpoint in ((1, None), (2, tmp_path / "first.ckpt")):
+        module, watch = Classifier(), Watch()
+        transfer = ParameterTransfer(rule, trained, seed=0)
+        trainer = Trainer(max_epochs=epochs, callbacks=[transfer, watch], enable_checkpointing=False, **options)
+        trainer.fit(module, Data(), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "first.ckpt")
+        states.append({name: watch.states[-1][name] for name, _ in module.model.named_parameters()})
+    assert moved(*states) == {"fc.weight", "fc.bias"}
+    unmatched = rule(trained, Classifier().model, seed=0)[0]
+    assert len(moved(states[0], unmatched)) > 2
 
 
 def settled(model: nn.Module, data: Data) -> nn.Module:

@@ -25,11 +25,12 @@ class _Inheritance:
 
     start: dict[str, Tensor]
     """The state that it starts from."""
-    report: Report
     body: dict[str, Tensor]
     """Masks of the parameters that a head trained alone leaves as they are."""
     inherited: dict[str, Tensor]
     """Masks of the parameters that inherited something."""
+    begun: bool = False
+    """Whether the module has been fitted."""
 
 
 class ParameterTransfer(Callback):
@@ -90,15 +91,24 @@ class ParameterTransfer(Callback):
         self.report = report
         self._inheritances[pl_module] = _Inheritance(
             start=state,
-            report=report,
             body={n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items() if head and n not in head},
             inherited={name: mask for name, mask in report.masks.items() if name in parameters},
         )
         pl_module.inherited = report.masks  # type: ignore[assignment]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What happens before the first step, unless training goes on; what is held is so from here."""
+        inheritance = self._inheritances[pl_module]
+        if trainer.ckpt_path is None and not inheritance.begun:
+            self._prepare(trainer, pl_module)
+        elif trainer.ckpt_path is None:
+            inheritance.body, inheritance.inherited = {}, {}
+        inheritance.begun = True
+        inheritance.start = {name: tensor.clone() for name, tensor in _model(pl_module).state_dict().items()}
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         start, model = self._rule.start, _model(pl_module)
-        if trainer.ckpt_path is not None or not (start.recalibrate or start.match_steps):
+        if not (start.recalibrate or start.match_steps):
             return
         data = _image_data(_data_of(trainer), "transfer")
         with torch.random.fork_rng():
@@ -108,7 +118,6 @@ class ParameterTransfer(Callback):
             if start.match_steps:
                 upstream = self._upstream.to(pl_module.device)
                 match(upstream, model, data.calibration_batches(pl_module.device), steps=start.match_steps)
-        self._inheritances[pl_module].start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         """Norms that are held may normalize as in tests."""
