@@ -73,6 +73,26 @@ def test_options_that_change_no_weights_change_no_plan(name: str, options: dict[
     assert plans[0] == plans[1] == plans[2]
 
 
+@pytest.mark.parametrize(
+    ("upstream", "downstream", "expected"),
+    [
+        ("resnet34", "resnet18", {"layer1": [0, 2], "layer2": [0, 3], "layer3": [0, 5], "layer4": [0, 2]}),
+        ("resnet18", "resnet34", {"layer1": [0, 0, 1], "layer3": [0, 1, 1, 1, 1, 1]}),
+        ("resnet101", "resnet50", {"layer3": [0, 4, 9, 13, 18, 22], "layer4": [0, 1, 2]}),
+        ("convnext_small", "convnext_tiny", {"stages.2": [0, 3, 6, 10, 13, 16, 19, 23, 26]}),
+    ],
+)
+def test_blocks_come_from_evenly_spaced_ones(upstream: str, downstream: str, expected: dict[str, list[int]]) -> None:
+    """First and last included; whole blocks, and where there are fewer, some twice, but never a first one elsewhere."""
+    found = sources(plan_filters(make(upstream), make(downstream)))
+    for level, blocks in expected.items():
+        prefix = f"{level}.blocks" if "stages" in level else level
+        for position, block in enumerate(blocks):
+            inside = {n: s for n, s in found.items() if n.startswith(f"{prefix}.{position}.") and "num_b" not in n}
+            assert inside
+            assert all(s == n.replace(f"{prefix}.{position}.", f"{prefix}.{block}.", 1) for n, s in inside.items())
+
+
 @pytest.mark.parametrize(("upstream", "downstream"), [("resnet34", "resnet18d"), ("resnet50", "resnet50d")])
 def test_pooling_on_a_shortcut_is_no_level(upstream: str, downstream: str) -> None:
     """All but the stem finds a partner."""
