@@ -84,23 +84,30 @@ class Reduced(Coordinates):
     def carry(self, upstream: Coordinates, filters: Tensor, rng: np.random.Generator) -> Tensor:
         """The two spans lie in Haar position to each other.
 
-        A Haar frame of this span is G S^{-1} with S'S = G'G and G a standard normal matrix. Its rows on the upstream's
-        span are the inner products of the two bases; the other rows matter through their Gram matrix only, so that
-        their Bartlett factor stands for them.
+        In the upstream's span the filters are B Q, the rows of Q orthonormal and in Haar position to this span: their
+        inner products with a basis of it are a block of a Haar frame. A frame of as many vectors is G S^{-1} with
+        S'S = G'G and a standard normal G: the part in this span is drawn; the rest matters through its Gram matrix
+        alone, so that its Bartlett factor stands for it. B is the symmetric root of the filters' Gram matrix, which
+        changes as little as they do; where they are more than the span has dimensions, it is they themselves.
         """
         assert isinstance(upstream, Reduced)
-        inside = rng.standard_normal((upstream.rank, self.rank))
-        outside = bartlett_factor(self.rank, self.ambient_dim - upstream.rank, rng).T
-        frame, scale = np.linalg.qr(np.vstack([inside, outside]))
-        overlap = frame[: upstream.rank] * np.sign(np.diagonal(scale))
-
         wide = filters.double().numpy()
         along_signals, own = wide[:, :NUM_SIGNALS], wide[:, NUM_SIGNALS : NUM_SIGNALS + upstream.rank]
-        in_span = own @ overlap
+        left = own if upstream.rank <= len(own) else _symmetric_root(own @ own.T)
+        inside = rng.standard_normal((self.rank, left.shape[1]))
+        outside = bartlett_factor(left.shape[1], self.ambient_dim - self.rank, rng).T
+        frame, scale = np.linalg.qr(np.vstack([inside, outside]))
+        in_span = left @ (frame[: self.rank] * np.sign(np.diagonal(scale))).T
         # What lies outside this span meets the other filters only: any vectors with the same inner products will do.
         variances, axes = np.linalg.eigh(own @ own.T - in_span @ in_span.T)
         spare = (axes * np.sqrt(variances.clip(min=0)))[:, len(axes) - self.num_spare :]
         return torch.from_numpy(np.hstack([along_signals, in_span, spare])).to(filters.dtype)
+
+
+def _symmetric_root(gram: np.ndarray) -> np.ndarray:
+    variances, axes = np.linalg.eigh(gram)
+    root: np.ndarray = (axes * np.sqrt(variances.clip(min=0))) @ axes.T
+    return root
 
 
 def bartlett_factor(num_vectors: int, dim: int, rng: np.random.Generator) -> np.ndarray:
