@@ -22,8 +22,8 @@ from conftest import REPO, TINY
 from mlflow.exceptions import MlflowException
 from mlflow_server import MlflowServer, proxy
 
-from paramtransfer import experiment
 from paramtransfer.errors import StoreError
+from paramtransfer.experiment.run import run
 from paramtransfer.tracking import connect, provenance
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
@@ -109,14 +109,14 @@ def test_malicious_weights_are_refused(tmp_path: Path, compose_job: Fixture, cap
     """Weights that would run a command when unpickled are refused with a line, and the stage is trained again."""
     store = Store(tmp_path / "mlruns")
     job = compose_job(*TINY)
-    first = experiment.run(job, store, tags={})
+    first = run(job, store, tags={})
     evil = tmp_path / "evil"
     (weights,) = tmp_path.glob(f"mlruns/artifacts/{first['baseline'].run_id}/artifacts/result.pt")
     weights.write_bytes(pickle.dumps(Malicious(evil)))
     pickle.loads(weights.read_bytes())  # it works
     evil.rmdir()
 
-    second = experiment.run(job, store, tags={})
+    second = run(job, store, tags={})
     assert not evil.exists()
     assert {stage: result.reused for stage, result in second.items()} == {
         **dict.fromkeys(("upstream", "downstream"), True),
@@ -182,7 +182,6 @@ def test_password_opens_the_server_and_is_nowhere_else(
             "setup=['export WANDB_API_KEY=0123456789', 'module load cuda']",
             "setup=['export WANDB_API_KEY=***', 'module load cuda']",
         ),
-
         ("+secret_token: abc123", "+secret_token: ***"),
         ("postgresql://me:pass@host/runs", "postgresql://me:***@host/runs"),
         ("+    token: str = 'x'", "+    token: str = 'x'"),

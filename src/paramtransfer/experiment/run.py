@@ -1,5 +1,6 @@
 """A job: one upstream, one baseline, one downstream training, each found in the store or trained and kept there."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -18,8 +19,11 @@ from paramtransfer.tracking.store import Store
 from paramtransfer.transfer.callback import ParameterTransfer
 from paramtransfer.transfer.report import Report
 
+_THREADS = "threads"
 RANKS = "ranks"
 """Under the store's folder: where srun's tasks find what rank 0 hands over."""
+
+log = logging.getLogger(__name__)
 
 
 def run(job: Job, store: Store, *, tags: Mapping[str, str], follower: Sequence[str] = ()) -> dict[Stage, StageResult]:
@@ -92,6 +96,7 @@ class _Stages:
                 tags={
                     "stage": stage,
                     "fingerprint": identity.fingerprint,
+                    _THREADS: str(torch.get_num_threads()),
                     **others,
                     **self._attempt,
                     **self._tags,
@@ -105,8 +110,16 @@ class _Stages:
             )
 
         run_id = self._session.claim(identity.fingerprint, create, among=self._attempt)
-        self._session.store.tag(run_id, {**others, **self._tags} if self._session.owns(run_id) else self._tags)
+        tags = {**others, **self._threads(run_id), **self._tags} if self._session.owns(run_id) else self._tags
+        self._session.store.tag(run_id, tags)
         self._run_ids[stage] = run_id
+
+    def _threads(self, run_id: str) -> dict[str, str]:
+        """Sums depend on their order, and it on the number of threads: said, though no part of a result's identity."""
+        now, before = str(torch.get_num_threads()), self._session.store.run(run_id).tags.get(_THREADS)
+        if before not in (None, now):
+            log.warning(f"run {run_id} goes on with {now} threads instead of {before}: the last digits may differ")
+        return {_THREADS: now}
 
     def _name(self, stage: Stage) -> str:
         inherited = f" {self._job.transfer.label}" if stage == "downstream" else ""

@@ -1,11 +1,9 @@
 """One stage of a job in a Lightning training of its own, of all ranks; rank 0 keeps the result."""
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from pytorch_lightning.loggers import Logger
 
 from paramtransfer.experiment.job import Job, StageResult
@@ -14,16 +12,11 @@ from paramtransfer.experiment.run_description import describe
 from paramtransfer.stage import SIDES, Stage
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.results import Result
-from paramtransfer.tracking.store import Store
 from paramtransfer.trainer.checkpoints import Checkpoints
 from paramtransfer.trainer.ranks import Order
 from paramtransfer.training.fit import StageModule, fit_and_test
 from paramtransfer.transfer.callback import ParameterTransfer
 from paramtransfer.transfer.report import Report
-
-_THREADS = "threads"
-
-log = logging.getLogger(__name__)
 
 
 def train(job: Job, stage: Stage, session: Session, run_id: str, earlier: Mapping[Stage, StageResult]) -> StageResult:
@@ -41,7 +34,6 @@ def train(job: Job, stage: Stage, session: Session, run_id: str, earlier: Mappin
     checkpoints = Checkpoints(session.checkpoints(run_id), minutes=minutes, before=logger.flush)
     upstream = earlier["upstream"].state if stage == "downstream" and "upstream" in earlier else None
     order = Order(stage=stage, upstream=upstream, checkpoint=checkpoints.latest())
-    _record_threads(session.store, run_id)
     job.trainer.ranks.hand_over(order)
     module, report = _fit(job, order, logger, checkpoints)
 
@@ -55,15 +47,6 @@ def train(job: Job, stage: Stage, session: Session, run_id: str, earlier: Mappin
     session.finish(run_id, result, metrics=metrics, files=_files(job, report), description=description)
     checkpoints.clear()
     return StageResult(run_id=run_id, metrics=metrics, state=state, hits_RN=result.hits_RN, reused=False)
-
-
-def _record_threads(store: Store, run_id: str) -> None:
-    """Sums depend on their order, and it on the number of threads: no part of what identifies a result, but said."""
-    threads, before = str(torch.get_num_threads()), store.run(run_id).tags.get(_THREADS)
-    if before not in (None, threads):
-        log.warning(f"run {run_id} goes on with {threads} threads instead of {before}: the last digits may differ")
-    if before != threads:
-        store.tag(run_id, {_THREADS: threads})
 
 
 def follow(job: Job, folder: Path, *, rank: int | None = None) -> None:

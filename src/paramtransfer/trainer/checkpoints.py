@@ -114,7 +114,7 @@ class Checkpoints(Callback):
             trainer.save_checkpoint(self._folder)  # it writes nothing, but waits for rank 0
             return
         self._before()
-        path = self._folder / f"step-{trainer.global_step:012}.ckpt"  # by step: clocks are set back
+        path = self._folder / f"step-{trainer.fit_loop.total_batch_idx:012}.ckpt"  # by step: clocks are set back
         half = path.with_suffix(".half")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
