@@ -41,13 +41,18 @@ def start() -> Callable[..., "subprocess.Popen[str]"]:
     """Starts `python train.py` in a folder with the smallest settings, and more after them, without waiting."""
 
     def start(
-        folder: Path, *arguments: str, more: Sequence[str] = (), prefix: Sequence[str] = (), **environment: str | None
+        folder: Path,
+        *arguments: str,
+        more: Sequence[str] = (),
+        tiny: Sequence[str] = TINY,
+        prefix: Sequence[str] = (),
+        **environment: str | None,
     ) -> "subprocess.Popen[str]":
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         # One thread each, so that processes do not spin against each other; wide tables do not wrap.
         variables = {**clean, "OMP_NUM_THREADS": "1", "COLUMNS": "250", **environment}
         return subprocess.Popen(
-            [*prefix, sys.executable, str(REPO / "train.py"), *arguments, *TINY, *more],
+            [*prefix, sys.executable, str(REPO / "train.py"), *arguments, *tiny, *more],
             cwd=folder,
             env={name: value for name, value in variables.items() if value is not None},
             stdout=subprocess.PIPE,

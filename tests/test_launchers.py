@@ -4,10 +4,12 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -67,9 +69,23 @@ def _path(*folders: Path) -> str:
     return os.pathsep.join(filter(None, [*map(str, folders), os.environ.get("PYTHONPATH")]))
 
 
-def _output(folder: Path) -> str:
+def _output(folder: Path, stream: str = "out") -> str:
     """What the jobs of a SLURM sweep printed."""
-    return "".join(path.read_text() for path in folder.glob("mlruns/hydra/*/*/.submitit/*/*_log.out"))
+    return "".join(path.read_text() for path in folder.glob(f"mlruns/hydra/*/*/.submitit/*/*_log.{stream}"))
+
+
+def _has_points(folder: Path) -> bool:
+    """Whether a training has begun to log."""
+    path = folder / "mlruns" / "mlflow.db"
+    if not path.exists():
+        return False
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20)) as connection:
+        return bool(connection.execute("SELECT 1 FROM metrics WHERE key = 'train/loss' LIMIT 1").fetchall())
+
+
+def _sweep_jobs(runs: dict[str, list[Any]]) -> Any:
+    """How the jobs of the only sweep ended."""
+    return json.loads((Path(urlsplit(runs["sweep"][0].info.artifact_uri).path) / "jobs.json").read_text())
 
 
 def _sweep(runs: dict[str, list[Any]]) -> tuple[Any, list[dict[str, Any]], pd.DataFrame]:
@@ -144,6 +160,7 @@ def test_preempted_job_goes_on(
     """After submitit's signal and after SLURM's own requeue, in the same run, without missing or repeating a point."""
     command = ["-m", "alpha=0.5", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
     command += ["solver=gram", "solver._target_=shared_jobs.SlowSolver", "trainer.checkpoint_minutes=60"]
+    command += ["hydra.launcher.setup=['export DB_PASSWORD=hunter-2']"]
     more = ["task.upstream.steps=1000", "task.curve_points=1000"]
     gate, goes_on = tmp_path / "gate", "goes on where it was interrupted"
     variables = {**slurm, "PYTHONPATH": _path(TESTS), "TEST_GATE": str(gate)}
@@ -163,6 +180,10 @@ def test_preempted_job_goes_on(
             for number, interrupt in enumerate((["scancel", "--signal=USR2"], ["scontrol", "requeue"]), start=1):
                 slurm_says(*interrupt, job)
                 _until(lambda: f"{job}|PENDING" in slurm_says("sacct"), process)
+                (record,) = (
+                    json.loads(path.read_text()) for path in tmp_path.glob("mlruns/artifacts/*/artifacts/jobs/*")
+                )
+                assert (record["preempted"], record["error"], record["runs"]) == (True, None, {})
                 slurm_says("scontrol", "update", f"JobId={job}", "StartTime=now")  # not in two minutes
                 _until(lambda number=number: _output(tmp_path).count(goes_on) == number, process)
                 before = num_points()
@@ -178,6 +199,61 @@ def test_preempted_job_goes_on(
     points = client_of(tmp_path).get_metric_history(upstream.info.run_id, "train/loss")
     assert [point.step for point in points] == list(range(1, 1001))
     assert [job["error"] for job in _sweep(runs)[1]] == [None]
+    told = [path for path in tmp_path.glob("mlruns/**/*") if path.is_file() and b"hunter-2" in path.read_bytes()]
+    assert {path.parent.name for path in told} <= {path.name for path in tmp_path.glob("mlruns/hydra/*/*/.submitit/*")}
+    assert {path.suffix for path in told} <= {".sh", ".pkl"}  # what SLURM itself is given
+
+
+def test_job_that_reaches_its_time_limit(
+    slurm: dict[str, str], tmp_path: Path, start: Fixture, runs_of: Fixture
+) -> None:
+    """Once too often: it says so, and its runs are KILLED, with a checkpoint that the next job goes on from."""
+    command = ["-m", "alpha=0.5", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
+    command += ["hydra.launcher.timeout_min=5", "hydra.launcher.max_num_timeout=0"]  # submitit: so short, so soon
+    command += ["solver._target_=shared_jobs.SlowSolver", "trainer.checkpoint_minutes=60"]
+    more = ["task.upstream.steps=1000", "task.curve_points=1000"]
+    variables = {**slurm, "PYTHONPATH": _path(TESTS), "TEST_GATE": str(tmp_path / "gate")}
+    with start(tmp_path, *command, more=more, **variables) as process:
+        try:
+            _until(lambda: _has_points(tmp_path), process)
+            states = subprocess.check_output(["sacct"], env={**os.environ, **slurm}, text=True)
+            (job,) = re.findall(r"^(\d+)\|RUNNING", states, re.MULTILINE)
+            subprocess.check_call(["scancel", "--signal=USR2", job], env={**os.environ, **slurm})
+            _, stderr = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert "Traceback" not in stderr
+    assert "not handed to SLURM" not in stderr
+    runs = runs_of(tmp_path)
+    assert {run.info.status for stage in ("upstream", "baseline", "downstream") for run in runs[stage]} == {"KILLED"}
+    (upstream,) = runs["upstream"]
+    assert list(tmp_path.glob(f"mlruns/checkpoints/{upstream.info.run_id}/*.ckpt"))
+    (record,) = _sweep_jobs(runs)
+    assert "time" in record["error"]
+
+
+def test_preemption_reaches_every_process(slurm: dict[str, str], tmp_path: Path, start: Fixture) -> None:
+    """Ranks and image workers leave the signal to the job, which is started again."""
+    root = write_folder(tmp_path / "photos", train=14, test=4)
+    command = ["-m", "seed=0", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=2", *IMAGES]
+    command += [f"dataset.root={root}", "trainer=ddp", "trainer.accelerator=cpu", "task.upstream.epochs=100000"]
+    command += ["dataset.in_memory=false", "dataset.num_workers=1"]
+    variables = {**slurm, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with start(tmp_path, *command, tiny=[], **variables) as process:
+        try:
+            _until(lambda: _has_points(tmp_path), process)
+            states = subprocess.check_output(["sacct"], env={**os.environ, **slurm}, text=True)
+            (job,) = re.findall(r"^(\d+)\|RUNNING", states, re.MULTILINE)
+            subprocess.check_call(["scancel", "--signal=USR2", "--full", job], env={**os.environ, **slurm})
+
+            def is_requeued() -> bool:
+                return f"{job}|PENDING" in subprocess.check_output(["sacct"], env={**os.environ, **slurm}, text=True)
+
+            _until(is_requeued, process)
+        finally:
+            process.kill()
+    assert "requeue" in _output(tmp_path, "err").lower()
 
 
 def test_one_task_for_each_rank(slurm: dict[str, str], tmp_path: Path, runs_of: Fixture) -> None:

@@ -100,8 +100,13 @@ class KeptFolder:
             shutil.rmtree(gone, ignore_errors=True)
             self.leave()
 
-    def write(self, name: str, write: Callable[[Path], object]) -> None:
-        """A file, all of it or nothing, also where the machine dies.
+    def write(self, name: str, write: Callable[[Path], object], *, is_last: bool = False) -> None:
+        """A file, all of it or nothing.
+
+        Args:
+            name: of the file.
+            write: writes it.
+            is_last: whether it says that the others are complete: then all are on the disk first.
 
         Raises:
             OSError: it cannot be written; or what `write` raises.
@@ -110,9 +115,9 @@ class KeptFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(new)
-            _sync(new)
+            for written in self.path.rglob("*") if is_last else ():
+                _sync(written)
             new.replace(path)
-            _sync(path.parent)
         except BaseException:
             new.unlink(missing_ok=True)
             raise

@@ -112,7 +112,7 @@ class Outbox:
             self._is_ended = False
             with suppress(OSError, StoreError):  # the store may still take it
                 self._keep_points()  # first: an end without them would be taken for all there is
-                self._write(left.END, lambda path: path.write_text(json.dumps(self._end)))
+                self._write(left.END, lambda path: path.write_text(json.dumps(self._end)), is_last=True)
 
     def deliver(self) -> None:
         """Hand everything over, the run's end last; nothing where the run is gone.
@@ -221,10 +221,10 @@ class Outbox:
             self._kept.append(left.POINTS, left.points_as_text(points))
             self._num_on_disk += len(points)
 
-    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+    def _write(self, name: str, write: Callable[[Path], object], *, is_last: bool = False) -> None:
         try:
             self._open_folder()
-            self._kept.write(name, write)
+            self._kept.write(name, write, is_last=is_last)
         except (OSError, RuntimeError) as error:  # torch.save has RuntimeErrors for a full disk
             if self._kept.is_empty:
                 self._close_folder()
