@@ -5,10 +5,7 @@ import errno
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from typing import TextIO
 
 _ERRORS = "paramtransfer.spell"
 _SPELLED = dict(zip("×−–·─│₀₁₂", "x--.-|012", strict=True)) | {
@@ -36,7 +33,7 @@ class _Output(io.FileIO):
 
     failure: OSError | None = None
 
-    def write(self, data: "ReadableBuffer", /) -> int:
+    def write(self, data: bytes | memoryview, /) -> int:  # type: ignore[override]
         try:
             return super().write(data)
         except OSError as error:
@@ -58,7 +55,7 @@ def protected(stream: io.TextIOWrapper) -> io.TextIOWrapper:
     """The same file, as a stream whose writing never fails."""
     codecs.register_error(_ERRORS, _spell)
     stream.flush()
-    buffer = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+    buffer = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))  # type: ignore[type-var]
     return io.TextIOWrapper(buffer, stream.encoding, _ERRORS, line_buffering=stream.line_buffering)
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import Engine, event
 
 from paramtransfer.errors import StoreError
 from paramtransfer.interrupts import uninterrupted
+from paramtransfer.tracking.address import occurrences, sqlite_path, sqlite_uri
 
 PATIENCE_SECONDS = 60.0
 """How long a call waits for a store that is away or locked."""
@@ -41,11 +42,6 @@ _T = TypeVar("_T")
 log = logging.getLogger(__name__)
 
 
-def store_uri(folder: Path) -> str:
-    """The address of the store: `MLFLOW_TRACKING_URI`, or a SQLite file in a folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
-
-
 def without_secrets(text: str) -> str:
     """The text, with *** for every password and token that the environment holds for the store."""
     parts = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
@@ -53,7 +49,7 @@ def without_secrets(text: str) -> str:
     named = [os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("PASSWORD", "TOKEN")]
     for secret in filter(None, [parts.password or parts.username, *queried, *named]):
         for spelling in (secret, unquote(secret), quote(secret, safe="")):
-            text = text.replace(spelling, "***")
+            text = occurrences(spelling).sub("***", text)
     return text
 
 
@@ -225,7 +221,7 @@ def _open(uri: str, experiment: str, artifacts: str | None) -> tuple[MlflowClien
 
 def _open_sqlite(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     """SQLite's first use by several processes at once corrupts it, and so they take turns."""
-    path = Path(uri.removeprefix("sqlite:///"))
+    path = sqlite_path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(FileLock(f"{path}.lock")):
         patiently(partial(_probe, path), uri=uri)
@@ -248,7 +244,7 @@ def _create(path: Path) -> None:
     unfinished.unlink(missing_ok=True)
     event.listen(Engine, "connect", _without_sync)
     try:
-        MlflowClient(f"sqlite:///{unfinished}").search_experiments()
+        MlflowClient(sqlite_uri(unfinished)).search_experiments()
     finally:
         event.remove(Engine, "connect", _without_sync)
     unfinished.replace(path)

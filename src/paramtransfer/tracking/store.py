@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from paramtransfer.errors import StoreError, Undelivered, Unreadable
 from paramtransfer.tracking import connect, results
+from paramtransfer.tracking.address import sqlite_path, store_uri
 from paramtransfer.tracking.connect import PatientClient, patiently, public, reason_of
 from paramtransfer.tracking.kept import remove_remains
 from paramtransfer.tracking.logger import BufferedLogger
@@ -60,8 +61,8 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.uri = connect.store_uri(folder)
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "paramtransfer")
+        self.uri = store_uri(folder)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or "paramtransfer"
         self.raw_client, self.experiment_id = connect.connect(self.uri, name)
         self.client = cast(MlflowClient, PatientClient(self.raw_client, self.uri))
         self.folder = folder.absolute()
@@ -69,7 +70,7 @@ class Store:
         self._outboxes: dict[str, Outbox] = {}
         self.signs: SignsOfLife
         if self.is_file:
-            path = Path(self.uri.removeprefix("sqlite:///"))
+            path = sqlite_path(self.uri)
             self.signs = FileSigns(path.parent / "locks", FileLock(f"{path}.lock"))
         else:
             self.signs = Heartbeats(self.raw_client, self.uri)
