@@ -92,14 +92,14 @@ def test_interrupted_job_leaves_its_runs_killed(
 
 
 def test_diverged_training_leaves_its_runs_failed(tmp_path: Path, train: Fixture, runs_of: Fixture) -> None:
-    """A training whose loss is no longer a number ends with a sentence that names the step size, its runs FAILED."""
+    """A loss that is no number ends a job with a sentence that names the step size; what was not begun is KILLED."""
     process = train(tmp_path, "optim.lr=1e300")
     assert process.returncode == 1
     assert "training diverged" in process.stderr
     assert "Traceback" not in process.stderr
     assert "optim.lr=1e+300" in process.stderr
     runs = runs_of(tmp_path)
-    assert _statuses(runs) == {stage: ["FAILED"] for stage in STAGES}
+    assert _statuses(runs) == {"upstream": ["FAILED"], "baseline": ["KILLED"], "downstream": ["KILLED"]}
 
 
 # Stores that are broken, shared or remote.
