@@ -97,6 +97,7 @@ def phase() -> Iterator[str]:
     table = pd.read_csv(RESULTS / "phase.csv")
     yield from drawn("phase", table).notes
     by_size = table.pivot(index=["regime.signal", "regime.shared"], columns="regime.n", values="test/log_error_tail")
+    by_size = by_size.dropna()
     rises = int((by_size.iloc[:, -1] < by_size.iloc[:, 0]).sum())
     yield f"the error is smaller at the largest n than at the smallest in {rises} of {len(by_size)} settings"
     asked = table["theory/steps/downstream_loss"]
