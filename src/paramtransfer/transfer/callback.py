@@ -1,6 +1,7 @@
 """The Lightning callback that lets a fresh model inherit before its first step."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -130,19 +131,25 @@ class ParameterTransfer(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """What is held gathers no momentum."""
-        held = self._held(trainer, pl_module)
-        for name, parameter in _model(pl_module).named_parameters():
-            if name in held and parameter.grad is not None:
-                parameter.grad.masked_fill_(held[name].to(parameter.device), 0)
+        for parameter, mask, _ in self._held_parameters(trainer, pl_module):
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(mask, 0)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         """What is held goes back to where it started, bit for bit, from weight decay too."""
-        held = self._held(trainer, pl_module)
-        for name, parameter in _model(pl_module).named_parameters():
-            if name in held:
-                start = self._inheritances[pl_module].start[name].to(parameter.device)
-                parameter.copy_(torch.where(held[name].to(parameter.device), start, parameter))
+        for parameter, mask, start in self._held_parameters(trainer, pl_module):
+            parameter.copy_(torch.where(mask, start, parameter))
+
+    def _held_parameters(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
+        """Each parameter that is held in this epoch, which of its numbers are, and where it started."""
+        if held := self._held(trainer, pl_module):
+            start = self._inheritances[pl_module].start
+            for name, parameter in _model(pl_module).named_parameters():
+                if name in held:
+                    yield parameter, held[name].to(parameter.device), start[name].to(parameter.device)
 
     def _held(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         """Masks of what is held in this epoch: parameters alone, for statistics have to follow the images."""
