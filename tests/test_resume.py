@@ -127,7 +127,7 @@ def test_damaged_checkpoint_is_passed_over(
         run(job("within an epoch"), store, tags={})
     older, newest = sorted((tmp_path / "interrupted" / "checkpoints").glob("*/*.ckpt"))
     assert torch.load(older, weights_only=True)["global_step"] < torch.load(newest, weights_only=True)["global_step"]
-    assert [int(path.stem.removeprefix("step-")) for path in (older, newest)] == [12, 13]  # steps, no clock's business
+    assert [int(path.stem.removeprefix("step-")) for path in (older, newest)] == [0, 1]  # steps, no clock's business
     newest.write_bytes(newest.read_bytes()[:1000])
     results = run(job("within an epoch"), store, tags={})
     assert "cannot be read" in caplog.text
