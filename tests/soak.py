@@ -1,12 +1,13 @@
 """Many jobs and many faults, for real: what is too long for `make test`.
 
-    python tests/soak.py                      all parts
-    python tests/soak.py --only starts slurm  some of them
+    python tests/soak.py                                      all parts, beside SQLite and with a server
+    python tests/soak.py --only starts slurm --store server   some of them
 
 Each part works in a folder of its own, prints what it measured, and fails with what it found wrong.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,13 +19,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 REPO = Path(__file__).parents[1]
+if TYPE_CHECKING:
+    from mlflow_server import MlflowServer
+
 TINY = [
     *("replicates=2", "dataset.dim=20", "model.filters=4", "task.num_test=50", "trainer.progress=false"),
     *("task.upstream.num_samples=30", "task.upstream.steps=20"),
@@ -37,168 +41,250 @@ IMAGES = [
     *("+model.downstream.drop_rate=0.3", "optim=sgd", "optim.lr=0.01", "trainer=cpu", "trainer.progress=false"),
     "trainer.checkpoint_minutes=0.02",
 ]
+STAGES = ("upstream", "baseline", "downstream")
 NUM_STARTS = 40
 NUM_SLURM_JOBS = 100
-NUM_RESTARTS = 5
+NUM_PREEMPTIONS = 10
+OUTAGES = (5, 50, 10, 50, 20)
 NUM_KILLS = 20
+NUM_SIGNALS = 100
+WATCH_SECONDS = 50  # so long a job with a server watches a run before it is sure that its process is dead
 
 
-def starts(folder: Path) -> str:
-    """The same job, started 40 times at the same moment on one SQLite store: each stage is trained once."""
+class Place:
+    """A folder, and the store of the jobs that are started in it: the default one, or a server's."""
+
+    def __init__(self, folder: Path, server: "MlflowServer | None") -> None:
+        self.folder = folder
+        self.server = server
+        self.uri = None if server is None else server.uri
+
+    def rows(self, query: str) -> list[Any]:
+        """What a query of the store's database returns."""
+        path = (self.server.folder if self.server else self.folder / "mlruns") / "mlflow.db"
+        if not path.exists():
+            return []
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20)) as connection:
+            try:
+                return connection.execute(query).fetchall()
+            except sqlite3.OperationalError:  # no table yet
+                return []
+
+    def runs(self) -> dict[str, int]:
+        """How many runs of each stage and status there are; those taken back do not count."""
+        query = "SELECT value, status FROM runs JOIN tags USING (run_uuid) WHERE key = 'stage'"
+        found = self.rows(f"{query} AND lifecycle_stage = 'active'")
+        return dict(Counter(f"{stage} {status}" for stage, status in found))
+
+    def artifacts(self, uri: str) -> Path:
+        """Where the files of a run lie."""
+        path = urlsplit(uri).path
+        return self.server.folder / "artifacts" / path.lstrip("/") if self.server else Path(path)
+
+    def start(
+        self, *arguments: str, settings: Sequence[str] = TINY, more: Sequence[str] = (), **variables: str
+    ) -> "subprocess.Popen[bytes]":
+        """`python train.py` with the smallest settings and one thread; its output goes to a file in the folder."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        if self.uri is not None:
+            environment["MLFLOW_TRACKING_URI"] = self.uri
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix="output-", suffix=".txt", delete=False) as output:
+            return subprocess.Popen(
+                [sys.executable, str(REPO / "train.py"), *arguments, *settings, *more],
+                cwd=self.folder,
+                env={**environment, "OMP_NUM_THREADS": "1", **variables},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def outputs(self) -> str:
+        """What all jobs have printed."""
+        return "".join(path.read_text() for path in self.folder.glob("output-*.txt"))
+
+
+def starts(place: Place) -> str:
+    """The same job, started 40 times at the same moment: each stage has one result, beside SQLite one training."""
     from shared_jobs import PRELOADED, run_job
 
-    (folder / "gate").touch()
+    (place.folder / "gate").touch()
     processes = multiprocessing.get_context("forkserver")  # 40 imports would take minutes, and not start as one
     processes.set_forkserver_preload(PRELOADED)
     barrier, answers = processes.Barrier(NUM_STARTS), processes.Queue()
-    started = [
-        processes.Process(target=run_job, args=(TINY, folder, None, barrier, answers)) for _ in range(NUM_STARTS)
-    ]
+    arguments = (TINY, place.folder, place.uri, barrier, answers)
+    started = [processes.Process(target=run_job, args=arguments) for _ in range(NUM_STARTS)]
     for process in started:
         process.start()
-    ends = [answers.get(timeout=600) for _ in started]
-    errors = [str(end) for end in ends if isinstance(end, Exception)]
-    _expect(errors, [])
-    _expect(_runs(folder), {f"{stage} FINISHED": 1 for stage in ("upstream", "baseline", "downstream")})
+    ends = [answers.get(timeout=900) for _ in started]
+    _expect([str(end) for end in ends if isinstance(end, Exception)], [])
+    _expect(place.runs(), {f"{stage} FINISHED": 1 for stage in STAGES})
     _expect(len({json.dumps({stage: end[stage][0] for stage in end}) for end in ends}), 1)
-    return f"{NUM_STARTS} starts, one training of each stage"
+    return f"{NUM_STARTS} starts, one run of each stage"
 
 
-def slurm(folder: Path) -> str:
-    """A sweep of 100 SLURM jobs on one node: one upstream and one baseline, a table of 100 rows."""
+def slurm(place: Place) -> str:
+    """A sweep of 100 SLURM jobs on one node, 10 of them preempted: a table of 100 rows, each point once."""
     from slurm_cluster import slurm_cluster, why_not
 
     if reason := why_not():
         raise AssertionError(reason)
     alphas = ",".join(str(round(number / NUM_SLURM_JOBS, 4)) for number in range(NUM_SLURM_JOBS))
+    steps = 20000
+    more = [f"task.downstream.steps={steps}", f"task.upstream.steps={steps}", f"task.curve_points={steps // 20}"]
     with (
         tempfile.TemporaryDirectory(prefix="slurm") as cluster,
         slurm_cluster(Path(cluster), cpus=os.cpu_count() or 1) as variables,
     ):
         launcher = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
-        _expect(_start(folder, "-m", f"alpha={alphas}", *launcher, **variables).wait(), 0)
-    expected = {"upstream FINISHED": 1, "baseline FINISHED": 1, "sweep FINISHED": 1}
-    _expect(_runs(folder), {**expected, "downstream FINISHED": NUM_SLURM_JOBS})
-    (table,) = folder.glob("mlruns/artifacts/*/artifacts/table.csv")
-    _expect(len(table.read_text().splitlines()), NUM_SLURM_JOBS + 1)
-    return f"{NUM_SLURM_JOBS} SLURM jobs, one upstream, one baseline, {NUM_SLURM_JOBS} rows"
+        process = place.start("-m", f"alpha={alphas}", *launcher, more=more, **variables)
+        preempted: set[str] = set()
+
+        def slurm_says(*command: str) -> str:
+            answer = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
+            return answer.stdout
+
+        while process.poll() is None:
+            time.sleep(random.uniform(5, 15))
+            states = slurm_says("sacct")
+            for job in preempted:  # not in two minutes
+                if f"{job}|PENDING" in states:
+                    slurm_says("scontrol", "update", f"JobId={job}", "StartTime=now")
+            running = [line.split("|")[0] for line in states.splitlines() if "|RUNNING" in line]
+            if running and len(preempted) < NUM_PREEMPTIONS:
+                job = random.choice(running)
+                slurm_says("scancel", "--signal=USR2", job)
+                preempted.add(job)
+        _expect(process.returncode, 0)
+    runs = place.runs()
+    _expect(
+        {name: runs[name] for name in runs if "KILLED" not in name},
+        {
+            "upstream FINISHED": 1,
+            "baseline FINISHED": 1,
+            "sweep FINISHED": 1,
+            "downstream FINISHED": NUM_SLURM_JOBS,
+        },
+    )
+    _expect_each_point_once(place)
+    ((uri,),) = place.rows(
+        "SELECT artifact_uri FROM runs JOIN tags USING (run_uuid) WHERE key='stage' AND value='sweep'"
+    )
+    _expect(len((place.artifacts(uri) / "table.csv").read_text().splitlines()), NUM_SLURM_JOBS + 1)
+    return f"{NUM_SLURM_JOBS} SLURM jobs, {len(preempted)} preempted; {runs}, {NUM_SLURM_JOBS} rows"
 
 
-def restarts(folder: Path) -> str:
-    """A tracking server is killed 5 times in one run, each for 5 to 20 seconds: every point arrives once, in order."""
-    from mlflow_server import MlflowServer
-
-    server = MlflowServer(folder)
+def outages(place: Place) -> str:
+    """A tracking server is killed 5 times in one run, twice for 50 s: every point arrives once, in order."""
+    server = place.server
+    if server is None:
+        return "no server, no outage"
     num_points = 10**7  # the job is told to end
-    endless = [f"task.upstream.steps={20 * num_points}", f"task.curve_points={num_points}"]
-    server.start()
-    process = _start(folder, more=endless, MLFLOW_TRACKING_URI=server.uri)
+    process = place.start(more=[f"task.upstream.steps={20 * num_points}", f"task.curve_points={num_points}"])
     try:
-        while not server.rows("SELECT 1 FROM metrics LIMIT 1"):
+        while not place.rows("SELECT 1 FROM metrics LIMIT 1"):
             _expect(process.poll(), None)
             time.sleep(0.5)
-        for _ in range(NUM_RESTARTS):
+        for seconds in OUTAGES:
             time.sleep(random.uniform(1, 10))
             server.kill()
-            time.sleep(random.uniform(5, 20))
+            time.sleep(seconds)
             server.start()
-        time.sleep(5)
+        time.sleep(35)
         process.send_signal(signal.SIGTERM)
         _expect(process.wait(120), 1)
-        steps = server.rows(
+        steps = place.rows(
             "SELECT step FROM metrics JOIN tags USING (run_uuid) WHERE metrics.key = 'train/loss' AND"
             " tags.key = 'stage' AND tags.value = 'upstream' ORDER BY metrics.rowid"
         )
         _expect(steps, [(20 * point,) for point in range(1, len(steps) + 1)])
-        _expect(server.rows("SELECT DISTINCT status FROM runs"), [("KILLED",)])
-        _expect(list(folder.glob("mlruns/undelivered/*")), [])
+        _expect(place.rows("SELECT DISTINCT status FROM runs"), [("KILLED",)])
+        _expect(list(place.folder.glob("mlruns/undelivered/*")), [])
     finally:
         process.kill()
-        server.kill()
-    return f"{NUM_RESTARTS} restarts of the tracking server in one run, {len(steps)} points, each once and in order"
+    return f"{len(OUTAGES)} outages in one run, {len(steps)} points, each once and in order"
 
 
-def kills(folder: Path) -> str:
+def kills(place: Place) -> str:
     """A job that trains a CNN is killed at 20 random moments: it ends as if it had never been, each point once."""
     from image_files import write_folder
 
-    settings = [*IMAGES, f"dataset.root={write_folder(folder / 'photos', train=14, test=4)}"]
-    whole, killed = folder / "whole", folder / "killed"
-    whole.mkdir()
-    killed.mkdir()
+    settings = [*IMAGES, f"dataset.root={write_folder(place.folder / 'photos', train=14, test=4)}"]
+    whole = Place(place.folder / "whole", None)
+    whole.folder.mkdir()
     started = time.monotonic()
-    process = _start(whole, settings=settings)
-    while not any(whole.glob("mlruns/checkpoints/*/*.ckpt")):
+    process = whole.start(settings=settings)
+    while not any(whole.folder.glob("mlruns/checkpoints/*/*.ckpt")):
         _expect(process.poll(), None)
         time.sleep(0.1)
     until_trained = time.monotonic() - started
     _expect(process.wait(), 0)
     for _ in range(NUM_KILLS):
-        process = _start(killed, settings=settings)
-        time.sleep(random.uniform(until_trained / 2, until_trained + 8))
+        process = place.start(settings=settings)
+        watching = WATCH_SECONDS if place.server else 0
+        time.sleep(random.uniform(until_trained / 2, until_trained + watching + 8))
         process.kill()
-        _expect(process.wait(), -signal.SIGKILL)
-    _expect(_start(killed, settings=settings).wait(), 0)
+        _expect(process.wait() in (0, -signal.SIGKILL), True)
+    _expect(place.start(settings=settings).wait(), 0)
 
-    expected, ends = _ends(whole), _ends(killed)
+    expected, ends = _ends(whole), _ends(place)
     _expect(ends.keys(), expected.keys())
     for stage, (curves, weights) in ends.items():
         _expect(curves, expected[stage][0])
         _expect([weights[name].equal(tensor) for name, tensor in expected[stage][1].items()], [True] * len(weights))
-    outputs = "".join(path.read_text() for path in killed.glob("output-*.txt"))
     points = sum(len(curves) for curves, _ in ends.values())
     return (
-        f"{NUM_KILLS} SIGKILLs, {outputs.count('goes on where')} of them survived from a checkpoint; "
-        f"weights bit-equal, {points} points, each once and in order; {_runs(killed)}"
+        f"{NUM_KILLS} SIGKILLs, {place.outputs().count('goes on where')} of them survived from a checkpoint; "
+        f"weights bit-equal, {points} points, each once and in order; {place.runs()}"
     )
 
 
-PARTS: dict[str, Callable[[Path], str]] = {"starts": starts, "slurm": slurm, "restarts": restarts, "kills": kills}
+def signals(place: Place) -> str:
+    """A job gets 100 SIGTERMs, each after a start of its own, at random moments: no run stays RUNNING."""
+    longest = 0.0
+    endless = ["task.upstream.steps=1000000", "task.curve_points=1000000"]
+    for number in range(NUM_SIGNALS):
+        process = place.start(more=[*endless, f"seed={number}"])
+        time.sleep(random.uniform(0.5, 15))
+        told = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+        longest = max(longest, time.monotonic() - told)
+        _expect([name for name in place.runs() if "RUNNING" in name], [])
+    _expect("Traceback" in place.outputs(), False)
+    return f"{NUM_SIGNALS} SIGTERMs, the slowest answered after {longest:.1f} s; {place.runs()}"
 
 
-def _start(
-    folder: Path, *arguments: str, settings: Sequence[str] = TINY, more: Sequence[str] = (), **variables: str
-) -> "subprocess.Popen[bytes]":
-    """`python train.py` in a folder with the smallest settings and one thread; its output goes to files there."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="output-", suffix=".txt", delete=False) as output:
-        return subprocess.Popen(
-            [sys.executable, str(REPO / "train.py"), *arguments, *settings, *more],
-            cwd=folder,
-            env={**environment, "OMP_NUM_THREADS": "1", **variables},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+PARTS: dict[str, Callable[[Place], str]] = {
+    "starts": starts,
+    "slurm": slurm,
+    "outages": outages,
+    "kills": kills,
+    "signals": signals,
+}
 
 
-def _runs(folder: Path) -> dict[str, int]:
-    """How many runs of each stage and status the folder's default store has."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("paramtransfer")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    return dict(Counter(f"{run.data.tags['stage']} {run.info.status}" for run in runs))
+def _expect_each_point_once(place: Place) -> None:
+    """No run has two points of one metric at one step."""
+    twice = place.rows(
+        "SELECT run_uuid, key, step FROM metrics GROUP BY run_uuid, key, step HAVING COUNT(*) > 1 LIMIT 5"
+    )
+    _expect(twice, [])
 
 
-def _ends(folder: Path) -> dict[str, tuple[list[Any], dict[str, Any]]]:
+def _ends(place: Place) -> dict[str, tuple[list[Any], dict[str, Any]]]:
     """What the finished run of each stage ended with: its points but those of time, in order, and its weights."""
     import torch
 
     ends = {}
-    with closing(sqlite3.connect(folder / "mlruns" / "mlflow.db")) as store:
-        runs = store.execute(
-            "SELECT value, run_uuid, artifact_uri FROM runs JOIN tags USING (run_uuid)"
-            " WHERE key = 'stage' AND status = 'FINISHED'"
-        ).fetchall()
-        for stage, run_id, artifacts in runs:
-            curves = store.execute(
-                "SELECT key, step, value FROM metrics WHERE run_uuid = ? AND key NOT LIKE 'time/%' ORDER BY key, rowid",
-                [run_id],
-            ).fetchall()
-            path = Path(urlsplit(artifacts).path) / "result.pt"
-            ends[stage] = curves, torch.load(path, weights_only=True)["state"]
+    runs = place.rows(
+        "SELECT value, run_uuid, artifact_uri FROM runs JOIN tags USING (run_uuid)"
+        " WHERE key = 'stage' AND status = 'FINISHED'"
+    )
+    for stage, run_id, uri in runs:
+        curves = place.rows(
+            f"SELECT key, step, value FROM metrics WHERE run_uuid = '{run_id}' AND key NOT LIKE 'time/%'"
+            " ORDER BY key, rowid"
+        )
+        ends[stage] = curves, torch.load(place.artifacts(uri) / "result.pt", weights_only=True)["state"]
     return ends
 
 
@@ -211,17 +297,38 @@ def main() -> None:
     """Run the parts; exit code 1 if one of them failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="the parts to run")
+    parser.add_argument(
+        "--store", nargs="+", choices=("sqlite", "server"), default=("sqlite", "server"), help="beside which"
+    )
+    arguments = parser.parse_args()
     failed = False
-    for name in parser.parse_args().only:
-        folder = Path(tempfile.mkdtemp(prefix=f"soak-{name}-"))
-        print(f"{name}: {(PARTS[name].__doc__ or '').strip()}", flush=True)
+    for name, store in itertools.product(arguments.only, arguments.store):
+        folder = Path(tempfile.mkdtemp(prefix=f"soak-{name}-{store}-"))
+        print(f"{name}, {store}: {(PARTS[name].__doc__ or '').strip()}", flush=True)
         start = time.monotonic()
         try:
-            print(f"  {PARTS[name](folder)} in {time.monotonic() - start:.0f} s")
-        except AssertionError as error:
+            with _place(folder, store) as place:
+                print(f"  {PARTS[name](place)} in {time.monotonic() - start:.0f} s", flush=True)
+        except (AssertionError, subprocess.TimeoutExpired) as error:
             failed = True
-            print(f"  FAILED: {error}; see {folder}")
+            print(f"  FAILED: {error}; see {folder}", flush=True)
     sys.exit(failed)
+
+
+@contextmanager
+def _place(folder: Path, store: str) -> Iterator[Place]:
+    if store == "sqlite":
+        yield Place(folder, None)
+        return
+    from mlflow_server import MlflowServer
+
+    (folder / "server").mkdir()
+    server = MlflowServer(folder / "server")
+    try:
+        server.start()
+        yield Place(folder, server)
+    finally:
+        server.kill()
 
 
 if __name__ == "__main__":
