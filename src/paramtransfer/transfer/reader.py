@@ -134,7 +134,11 @@ class _Reader:
         axes = (outputs, inputs, *[None] * (weight.dim() - 2))
         tensors = {"weight": LayerTensor(name=f"{name}.weight", axes=axes)}
         others = {part: tensor for part, tensor in self._tensors_of(node).items() if part != "weight"}
-        return tensors | {part: self._along(name, part, tensor, outputs) for part, tensor in others.items()}
+        return tensors | {
+            part: self._along(name, part, tensor, outputs)
+            for part, tensor in others.items()
+            if tensor.numel() == len(weight)
+        }
 
     def _axis(self, stream: str, width: int, alone: str) -> str:
         """The name of an axis: the stream's where it is shared and as wide, otherwise the layer's own."""
