@@ -43,6 +43,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from paramtransfer.cli.arithmetic import register_resolvers
 from paramtransfer.cli.compose import make_job
 from paramtransfer.dataset.signal_noise import Samples
 from paramtransfer.experiment.job import Job
@@ -485,6 +486,7 @@ def main() -> None:
         sys.exit("--device=cuda: must be cpu where torch finds no GPU")
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # Lightning's own reaction would exit with 0
+    register_resolvers()
     console = Console()
     console.print(hardware(arguments.device), highlight=False)
     table = Table(
