@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from functools import partial
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ class GatedSolver(GramSolver):
         if reason := gate.read_text():
             raise RuntimeError(reason)
         super().advance(num_steps)
+
+
+PARTIAL = partial(GramSolver)
 
 
 class SlowSolver(GramSolver):

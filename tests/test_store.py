@@ -108,7 +108,7 @@ def test_diverged_training_leaves_its_runs_failed(tmp_path: Path, train: Fixture
 def test_server_that_cannot_be_reached(tmp_path: Path, train: Fixture) -> None:
     """A server that does not answer ends a job soon, in one sentence that names it and hides the password."""
     port = free_port()
-    process = train(tmp_path, timeout=30, MLFLOW_TRACKING_URI=f"http://user:secret@127.0.0.1:{port}")
+    process = train(tmp_path, timeout=90, MLFLOW_TRACKING_URI=f"http://user:secret@127.0.0.1:{port}")
     assert process.returncode == 1
     (sentence,) = process.stderr.strip().splitlines()
     assert f"127.0.0.1:{port}" in sentence
@@ -166,6 +166,24 @@ def test_server_over_http(server: str, tmp_path: Path, train: Fixture, runs_of: 
         assert _statuses(runs) == {stage: ["FINISHED"] for stage in STAGES}
     assert process.stdout.count("reused") == 3
     assert not (tmp_path / "mlruns" / "mlflow.db").exists()
+
+
+def test_jobs_in_folders_of_their_own_have_one_store(tmp_path: Path, run_here: Fixture, runs_of: Fixture) -> None:
+    """With hydra.job.chdir, the store lies where the sweep was started."""
+    process = run_here(tmp_path, "-m", "alpha=0,1", "hydra.job.chdir=true")
+    assert process.returncode == 0, process.stderr
+    assert [path.parent for path in tmp_path.rglob("mlflow.db")] == [tmp_path / "mlruns"]
+    counts = {stage: len(runs) for stage, runs in runs_of(tmp_path).items()}
+    assert counts == {"upstream": 1, "baseline": 1, "downstream": 2, "sweep": 1}
+
+
+def test_slurm_that_is_not_installed(tmp_path: Path, run_here: Fixture) -> None:
+    """Is said in one sentence before anything is created."""
+    process = run_here(tmp_path, "-m", "alpha=0,1", "hydra/launcher=slurm", PATH=str(tmp_path))
+    assert process.returncode == 1
+    (sentence,) = process.stderr.strip().splitlines()
+    assert "hydra/launcher=slurm: must be used where SLURM is installed" in sentence
+    assert not list(tmp_path.rglob("mlflow.db"))
 
 
 # What identifies a run.
@@ -296,6 +314,12 @@ def test_upstream_of_another_dataset_depends_on_it_alone(tmp_path: Path, compose
     of_reading = [f"{source}.root={roots['moved']}", f"{source}.num_workers=1", f"{source}.cache_dir={tmp_path}/other"]
     assert {fingerprint(override) for override in (*of_target, *of_reading)} == {before}
     assert fingerprint(f"{source}.per_class=3") != before
+
+
+def test_a_class_may_be_a_partial(compose_job: Fixture) -> None:
+    """The code of what it calls identifies the stage."""
+    plain, partial = compose_job(), compose_job("solver._target_=shared_jobs.PARTIAL")
+    assert partial.stages["baseline"].code.keys() >= plain.stages["baseline"].code.keys()
 
 
 def test_value_that_is_not_plain_is_refused() -> None:
