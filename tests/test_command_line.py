@@ -1,6 +1,7 @@
 """Before anything is trained: mistakes on the command line, and what a sweep will come to."""
 
 import os
+import pwd
 import shlex
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from paramtransfer.checks import did_you_mean
 from paramtransfer.cli.main import main
+from paramtransfer.cli.process import configure_process
 from paramtransfer.cli.streams import protected
 from paramtransfer.cli.words import as_hydra_reads, for_shell
 from paramtransfer.tracking.store import open_store
@@ -195,6 +197,20 @@ def test_preview(command: Fixture, tmp_path: Path, runs_of: Fixture) -> None:
     assert {stage: len(runs[stage]) for stage in runs} == {
         stage: len(found) for stage, found in runs_of(tmp_path).items()
     }
+
+
+def test_process_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user that has none, nor a name: libraries get a folder beside the runs."""
+
+    def getpwuid(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    configure_process()
+    assert Path.home() == tmp_path / "mlruns" / "home"
 
 
 # What is printed.

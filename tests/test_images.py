@@ -126,6 +126,17 @@ def test_damaged_cache_is_rebuilt(damage: str, tmp_path: Path, caplog: pytest.Lo
     assert folder(root).train.pixels(torch.tensor([0]))[0, :, 0, 0].tolist() == [255, 0, 0]
 
 
+@pytest.mark.parametrize(("variable", "place"), [("", ".cache"), ("relative", ".cache"), ("{}/own", "own")])
+def test_cache_lies_where_the_standard_says(
+    variable: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty variable is none: nothing is written to the root folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", variable.format(tmp_path))
+    _ = folder(tree(tmp_path / "root", "a/*", "b/*"), cache_dir=None).train
+    assert len(list((tmp_path / place / "paramtransfer").iterdir())) == 1
+
+
 def test_moved_folder_has_the_same_content(root: Path, tmp_path: Path) -> None:
     """So that its runs are found again; other images have another."""
     moved, other = write_folder(tmp_path / "moved"), write_folder(tmp_path / "other", train=11)

@@ -19,6 +19,7 @@ from mlflow_server import free_port
 
 from paramtransfer.errors import StoreError
 from paramtransfer.experiment.identity import code_hash, contents, identify
+from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
 
 REPO = Path(__file__).parents[1]
@@ -344,3 +345,12 @@ def _in_copy(folder: Path, module: str, call: str, **environment: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=True
     ).stdout.strip()
+
+
+def test_long_parameters_are_cut_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """MLflow would warn of each; the run's `identity.json` has them whole."""
+    store = Store(tmp_path)
+    with Session(store) as session:
+        run_id = session.create(name="long", tags={"stage": "baseline"}, params={"classes": "x" * 9000}, files={})
+    assert store.run(run_id).params["classes"] == "x" * 6000
+    assert not caplog.text

@@ -33,7 +33,7 @@ _NUMBERS = {
 }
 _LEVELS = {
     "alembic": logging.WARNING,
-    "huggingface_hub": logging.ERROR,  # each of its retries, twice
+    "huggingface_hub.utils._http": logging.ERROR,  # each of its retries, twice
     "mlflow": logging.WARNING,
     "mlflow.store.db.utils": logging.CRITICAL,  # a traceback of each error, raised as well
     "pytorch_lightning.utilities.rank_zero": logging.WARNING,  # the package sets its own level when it is imported
@@ -46,6 +46,7 @@ def configure_process() -> None:
     for name, value in _MLFLOW.items():
         os.environ.setdefault(name, value)
     _ignore_odd_numbers()
+    _have_home()
     _hide_password()
     for name, level in _LEVELS.items():
         logging.getLogger(name).setLevel(level)
@@ -63,6 +64,14 @@ def _ignore_odd_numbers() -> None:
     for name in _NUMBERS & os.environ.keys():
         if not re.fullmatch(r"\d+(,\d+)*" if name == "OMP_NUM_THREADS" else r"\d+", os.environ[name]):
             del os.environ[name]
+
+
+def _have_home() -> None:
+    """Libraries ask for a home directory when they are imported; a container's user may have none."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(FOLDER.absolute() / "home")
 
 
 def _hide_password() -> None:

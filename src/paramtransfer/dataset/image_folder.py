@@ -5,7 +5,6 @@ Shape letters: N images, B images of a batch, C channels (3), H height, W width.
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -251,13 +250,9 @@ def folder(key: str, value: object) -> Path:
 
 
 def _cache_dir() -> Path:
-    """The user's own folder of caches, or one for this machine where there is no home directory."""
+    """The user's own folder of caches, as its standard says: an empty or relative variable is none."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        base = Path(given) if given.startswith("/") else Path.home() / ".cache"
-    except RuntimeError:
-        base = Path(tempfile.gettempdir())
-    return base / "paramtransfer"
+    return folder("dataset.cache_dir", given if given.startswith("/") else "~/.cache") / "paramtransfer"
 
 
 def _state(path: Path, whole: bool) -> bytes:

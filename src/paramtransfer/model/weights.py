@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from paramtransfer.errors import first_line
+from paramtransfer.model.hub import at_once_offline
 from paramtransfer.model.networks import library_network, torchvision_names
 
 KEY = "model.upstream.weights"
@@ -151,12 +152,13 @@ def pretrained(name: str) -> nn.Module:
         ValueError: its weights are neither here nor to be had; says which file to put where.
     """
     try:
-        return library_network(name, pretrained=True)
+        with at_once_offline():
+            return library_network(name, pretrained=True)
     except (URLError, OSError, RuntimeError, LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError) as error:
         reason = first_line(error)
         raise ValueError(
-            f"{KEY}={DEFAULT}: the weights of {name} could not be downloaded ({reason}); {_where(name)}, or name "
-            "a checkpoint file or a run instead"
+            f"{KEY}={DEFAULT}: the weights of {name} could be neither read nor downloaded ({reason}); {_where(name)}, "
+            "or name a checkpoint file or a run instead"
         ) from error
 
 

@@ -33,6 +33,7 @@ _ATTEMPT = "attempt"
 _DIED = "its process died"
 
 log = logging.getLogger(__name__)
+_LONGEST = 6000  # of a parameter that MLflow takes; `identity.json` has it whole
 
 
 class Session:
@@ -93,7 +94,7 @@ class Session:
         name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
         with self.store.signs.exclusive():
             run_id = patiently(partial(self._create, name, tags), uri=self.store.uri)
-        self.store.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        self.store.client.log_batch(run_id, params=[Param(key, str(value)[:_LONGEST]) for key, value in params.items()])
         where_from = {
             "git_commit.txt": provenance.git_commit() + "\n",
             "git_diff.patch": masked(provenance.git_diff()),
