@@ -45,6 +45,7 @@ def configure_process() -> None:
     protect_output()
     for name, value in _MLFLOW.items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")  # a large image's memory goes back when it is decoded
     _ignore_odd_numbers()
     _have_home()
     _hide_password()

@@ -33,7 +33,7 @@ _SUFFIXES = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }  # None of them starts another program, as EPS does.
-_PIXELS_AT_ONCE = 2**27  # about 1.5 GB while they are decoded
+_PIXELS_AT_ONCE = 2**27  # four bytes each: half a GB while they are decoded
 _TWELVE_BITS = 4096
 
 TRANSPARENT = "with transparency: laid on white"
@@ -87,7 +87,9 @@ def decode(path: Path, size: int, room: "Room | None" = None) -> Decoded:
     with _reading(len(content)):
         image = Image.open(io.BytesIO(content), formats=_all_formats())
         with (room or Room()).taken(image.width * image.height):
-            return _decode(image, size)
+            decoded = _decode(image, size)
+            del image  # before others have the room
+            return decoded
 
 
 def read(path: Path) -> bytes:
@@ -148,7 +150,7 @@ def _reason(path: Path, error: OSError) -> str:
 
 def _decode(image: Image.Image, size: int) -> Decoded:
     note = FRAMES if getattr(image, "n_frames", 1) > 1 and image.format != "MPO" else ""  # a phone's: its preview
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode[0] in "IF":
         values = np.asarray(image)
         note = DARK if image.mode != "F" and 0 < values.max() < _TWELVE_BITS else note
@@ -158,7 +160,7 @@ def _decode(image: Image.Image, size: int) -> Decoded:
         if np.asarray(image)[..., 3].min() < 255:
             note = TRANSPARENT
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return Decoded(torch.from_numpy(np.array(image)).permute(2, 0, 1), note)
