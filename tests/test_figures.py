@@ -142,6 +142,20 @@ def test_epochs_pair_the_gain_by_seed() -> None:
     assert drawing.notes[-1].endswith("paired by seed: 0.1000 ± 0.1000 (95 %: -1.1706 to 1.3706)")
 
 
+def test_values_of_several_kinds_are_drawn_in_their_order() -> None:
+    """As `s: per_class=null,10`: along the axis, as lines and in a map."""
+    estimates = {
+        name: 0.5 for key in ("acc", "acc_without_transfer", "gain") for name in (f"test/{key}", f"test/{key}_sem")
+    }
+    mixed = ["null", 10, 1.5, True]
+    table = pd.DataFrame([{"x": x, "y": y, **estimates} for x in mixed for y in mixed])
+    for draw in (Curves(x="x", lines="y"), Heatmap(x="x", y="y")):
+        axis = draw(sweep(table, "x", "y")).figures["figure"].axes[0]
+        assert {label.get_text() for label in axis.get_xticklabels()} == {"null", "10", "1.5", "True"}
+    alone = Curves(x="x")(sweep(table.drop_duplicates("x"), "x")).figures["figure"].axes[0]
+    assert [label.get_text() for label in alone.get_xticklabels()] == ["null", "10", "1.5", "True"]
+
+
 def test_heatmap_truncates_at_the_given_accuracies() -> None:
     """Each truncated map marks exactly the cells that reach its accuracy; unclear gains are crossed."""
     x, y = np.meshgrid([100, 200, 400], [0.0, 1.0])

@@ -31,7 +31,7 @@ class Curves:
     def __call__(self, data: SweepData) -> Drawing:
         table = data.table
         numeric = pd.api.types.is_numeric_dtype(table[self.x])
-        table = table.sort_values(self.x) if numeric else table
+        table = table.sort_values(self.x) if numeric else table.assign(**{self.x: table[self.x].map(str)})  # mixed
         has_theory = TRANSFER_RATIO in table
         figure, axes = style.panels(2 + has_theory)
         self._draw_baseline(axes[0], table)
