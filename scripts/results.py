@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from paramtransfer import proofs
+from paramtransfer import lemmas
 from paramtransfer.figures import style
 from paramtransfer.figures.curves import Curves
 from paramtransfer.figures.drawing import Draw, Drawing, SweepData
@@ -179,7 +179,7 @@ def lemma() -> Iterator[str]:
         table = pd.read_csv(RESULTS / f"{name}_statements.csv")
         shares = table[table["source"] == "Lemma C.3"].set_index("stage")["measured"]
         measured = ", ".join(f"{stage} {share:.3f}" for stage, share in shares.items())
-        yield f"{name}: Lemma C.3, m = {filters}: by chance {proofs.active_share_by_chance(filters):.3f}; {measured}"
+        yield f"{name}: Lemma C.3, m = {filters}: by chance {lemmas.active_share_by_chance(filters):.3f}; {measured}"
 
 
 def claims() -> Sequence[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from paramtransfer.errors import StoreError
 from paramtransfer.tracking.address import VARIABLE, sqlite_path, sqlite_uri, store_uri
-from paramtransfer.tracking.connect import without_secrets
+from paramtransfer.tracking.masking import without_secrets
 from paramtransfer.tracking.store import Store
 
 REFUSED = {

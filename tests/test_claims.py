@@ -19,7 +19,7 @@ from shared_jobs import PRELOADED, leave_runs, run_job
 
 from paramtransfer.errors import LostRun, SharedStageError, StoreError
 from paramtransfer.experiment import run as job_runs
-from paramtransfer.tracking import connect, signs
+from paramtransfer.tracking import patience, signs_of_life
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
 
@@ -154,7 +154,7 @@ def stores(lasting_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.Mon
     """Opens a store as another process would, with signs of life that are ten times as fast."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", lasting_server.uri)
     for name in ("_BEAT_SECONDS", "_LOOK_SECONDS", "_DEAD_SECONDS"):
-        monkeypatch.setattr(signs, name, getattr(signs, name) / 10)
+        monkeypatch.setattr(signs_of_life, name, getattr(signs_of_life, name) / 10)
     return lambda: Store(tmp_path / "mlruns")
 
 
@@ -325,8 +325,8 @@ def test_stopped_process_that_holds_the_store(
 ) -> None:
     """Others say what they wait for, and do not wait for ever."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(connect, "_SAY_AFTER_SECONDS", 0.1)
-    monkeypatch.setattr(connect, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "_SAY_AFTER_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "_LOCK_SECONDS", 0.1)
     store = Store(tmp_path)
     with FileLock(tmp_path / "mlflow.db.lock"), pytest.raises(StoreError, match=r"mlflow\.db\.lock.*stopped"):
         Session(store).bury_dead()

@@ -17,11 +17,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 from rich.table import Table
 
-from paramtransfer.checks import did_you_mean
 from paramtransfer.cli.main import main
 from paramtransfer.cli.process import configure_process
 from paramtransfer.cli.streams import protected
 from paramtransfer.cli.words import as_hydra_reads, for_shell
+from paramtransfer.suggestions import did_you_mean
 from paramtransfer.tracking.store import open_store
 
 Fixture = Callable[..., Any]

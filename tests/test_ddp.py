@@ -11,7 +11,7 @@ from conftest import TINY
 from image_files import write_folder
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from paramtransfer.cli.job import FOLLOWER
+from paramtransfer.cli.run_job import FOLLOWER
 from paramtransfer.errors import ConfigError
 from paramtransfer.experiment.run import run
 from paramtransfer.tracking.store import Store

@@ -13,7 +13,18 @@ SRC = Path(__file__).parents[1] / "src"
 PACKAGE = SRC / "paramtransfer"
 # From top to bottom: each line imports only from lines above it.
 PLAN = (
-    ("errors", "checks", "randomness", "stage", "metrics", "theory", "proofs", "statistics", "interrupts"),
+    (
+        "errors",
+        "suggestions",
+        "checks",
+        "randomness",
+        "stage",
+        "metrics",
+        "theory",
+        "lemmas",
+        "statistics",
+        "interrupts",
+    ),
     ("dataset",),
     ("optim",),
     ("model",),

@@ -21,9 +21,9 @@ from mlflow_server import MlflowServer, proxy
 from paramtransfer.errors import StoreError, Undelivered
 from paramtransfer.tracking import connect
 from paramtransfer.tracking.claims import Session
-from paramtransfer.tracking.kept import KeptFolder
 from paramtransfer.tracking.results import Result
 from paramtransfer.tracking.store import Store
+from paramtransfer.tracking.undelivered_folder import KeptFolder
 
 STAGES = {"upstream", "baseline", "downstream"}
 RESULT = Result(state={"weight": torch.arange(3)}, hits_RN=torch.ones(2, 5, dtype=torch.bool))
@@ -162,7 +162,7 @@ import os, signal, sys
 from pathlib import Path
 from mlflow import MlflowClient
 from paramtransfer.tracking.outbox import Outbox
-from paramtransfer.tracking.signs import Heartbeats
+from paramtransfer.tracking.signs_of_life import Heartbeats
 
 uri, run_id, folder = sys.argv[1:]
 client = MlflowClient(uri)
@@ -198,7 +198,7 @@ def test_job_killed_in_an_outage_leaves_its_metrics(
     assert _undelivered(tmp_path) == []
 
 
-IMPATIENT = "from paramtransfer.tracking import connect; connect.PATIENCE_SECONDS = 1; "
+IMPATIENT = "from paramtransfer.tracking import patience; patience.PATIENCE_SECONDS = 1; "
 
 
 def test_server_that_stays_away(lasting_server: MlflowServer, tmp_path: Path, runs_of: Fixture) -> None:

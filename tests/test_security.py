@@ -24,7 +24,7 @@ from mlflow_server import MlflowServer, proxy
 
 from paramtransfer.errors import StoreError
 from paramtransfer.experiment.run import run
-from paramtransfer.tracking import connect, provenance
+from paramtransfer.tracking import connect, masking, provenance
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
 
@@ -192,7 +192,7 @@ def test_password_opens_the_server_and_is_nowhere_else(
 )
 def test_what_looks_like_a_secret_is_masked(text: str, shown: str) -> None:
     """By the name that it is given, or as the password in an address; code that speaks of secrets is left."""
-    assert connect.masked(text) == shown
+    assert masking.masked(text) == shown
 
 
 def test_another_project_s_changes_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

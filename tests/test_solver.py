@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_stages import fresh, inherit, make_tasks, samples_of, train
 
-from paramtransfer import proofs, theory
+from paramtransfer import lemmas, theory
 from paramtransfer.training.dynamics import Observer, coefficients
 from paramtransfer.training.solver import AutogradSolver, GramSolver
 
@@ -142,8 +142,8 @@ def test_the_proofs_statements_hold_far_inside_condition_4_1() -> None:
             for name, value in now.items():
                 worst = min if name.endswith("_min") else max
                 observed[name] = worst(observed[name], value)
-        failing = [statement for statement in proofs.statements(data.setting, observed) if not statement.holds]
+        failing = [statement for statement in lemmas.statements(data.setting, observed) if not statement.holds]
         assert not failing, (side, failing)
         # The approximation counts the filters active at the start, m/2; later ones can at most double its speed.
         assert observed["dynamics/rho_bar_theory"] < observed["dynamics/rho_bar"]
-        assert observed["dynamics/rho_bar"] < proofs.noise_memorization(2 * 2000, data.setting, task=2)
+        assert observed["dynamics/rho_bar"] < lemmas.noise_memorization(2 * 2000, data.setting, task=2)

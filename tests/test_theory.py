@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from paramtransfer import proofs, theory
+from paramtransfer import lemmas, theory
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -155,16 +155,16 @@ def test_stopping_times_by_hand() -> None:
 def test_shares_count_the_boundaries_in() -> None:
     """The shares of Lemmas C.1 and C.3 are per row, and both ends of each range belong to it."""
     # σ² d = 400: from 200 to 600
-    assert proofs.noise_norm_share([[199, 200, 400, 600, 601], [0, 1, 2, 3, 400]], 100, 2) == pytest.approx([0.6, 0.2])
+    assert lemmas.noise_norm_share([[199, 200, 400, 600, 601], [0, 1, 2, 3, 400]], 100, 2) == pytest.approx([0.6, 0.2])
     # 0.4 · 40 = 16
-    assert proofs.active_share([15, 16, 17, 40], filters=40) == 0.75
+    assert lemmas.active_share([15, 16, 17, 40], filters=40) == 0.75
 
 
 def test_active_share_by_chance() -> None:
     """Sums of binomial coefficients: 8 or more of 20 fair coins; 2 or more of 5 in 26 of 32 cases."""
-    assert proofs.active_share_by_chance(20) == pytest.approx(sum(math.comb(20, k) for k in range(8, 21)) / 2**20)
-    assert proofs.active_share_by_chance(5) == pytest.approx(26 / 32)
-    assert proofs.active_share_by_chance(40) == pytest.approx(0.9231, abs=1e-4)
+    assert lemmas.active_share_by_chance(20) == pytest.approx(sum(math.comb(20, k) for k in range(8, 21)) / 2**20)
+    assert lemmas.active_share_by_chance(5) == pytest.approx(26 / 32)
+    assert lemmas.active_share_by_chance(40) == pytest.approx(0.9231, abs=1e-4)
 
 
 def test_noise_memorization_solves_its_equation() -> None:
@@ -173,10 +173,10 @@ def test_noise_memorization_solves_its_equation() -> None:
     # c = 0.1 · 1 · 100/(2 · 100 · 10) on task 1, 0.1 · 4 · 100/(2 · 40 · 10) on task 2
     roots1 = [brentq(lambda x, t=t: x + np.exp(x) - 0.005 * t - 1, -1, 50, xtol=1e-12) for t in steps]
     roots2 = [brentq(lambda x, t=t: x + 3 * np.exp(x) - 0.05 * t - 3, -1, 50, xtol=1e-12) for t in steps]
-    assert proofs.noise_memorization(steps, SETTING, 1) == pytest.approx(roots1, rel=1e-9)
-    assert proofs.noise_memorization(steps, SETTING, 2, b=3.0) == pytest.approx(roots2, rel=1e-9)
+    assert lemmas.noise_memorization(steps, SETTING, 1) == pytest.approx(roots1, rel=1e-9)
+    assert lemmas.noise_memorization(steps, SETTING, 2, b=3.0) == pytest.approx(roots2, rel=1e-9)
     # for large c t, x → log(c t) = log(0.005) + 300 log(10) = −5.298317 + 690.775528
-    assert proofs.noise_memorization([0, 1e300], SETTING, 1) == pytest.approx([0, 685.477211])
+    assert lemmas.noise_memorization([0, 1e300], SETTING, 1) == pytest.approx([0, 685.477211])
 
 
 def test_metrics_are_finite_and_named() -> None:

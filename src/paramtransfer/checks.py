@@ -1,11 +1,8 @@
 """Checks of settings: each returns the value or raises a ValueError, one sentence with key, value and range."""
 
 import math
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from typing import TypeGuard
-
-_SUGGESTED = 3
 
 
 def whole(key: str, value: object, *, at_least: int) -> int:
@@ -53,19 +50,3 @@ def refusal(key: str, value: object, allowed: str) -> ValueError:
 
 def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The names most like one, as the end of a sentence; empty where a suggestion would be a guess.
-
-    A dotted name may be given by its last parts alone.
-    """
-    parts = name.count(".") + 1
-    by_end: dict[str, list[str]] = {}
-    for other in sorted(names, key=lambda other: other.count(".") >= parts):  # whole names first
-        by_end.setdefault(".".join(other.split(".")[-parts:]), []).append(other)
-    near = get_close_matches(name, by_end, n=1)
-    if not near:
-        return ""
-    found = [other for other in by_end[near[0]] if other == near[0]] or by_end[near[0]]
-    return f"; did you mean {' or '.join(found[:_SUGGESTED])}?"

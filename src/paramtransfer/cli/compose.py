@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from paramtransfer.checks import refusal
-from paramtransfer.cli.root import Root, check_root
+from paramtransfer.cli.root_keys import Root, check_root
 from paramtransfer.errors import ConfigError, first_line
 from paramtransfer.experiment.identity import Depends, Identity, contents, identify
 from paramtransfer.experiment.job import Job

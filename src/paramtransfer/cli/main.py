@@ -60,6 +60,6 @@ def _run(config: DictConfig) -> None:
     configure_process()  # a launcher may have started this job in a process of its own
     register_resolvers()
     end_gracefully()
-    from paramtransfer.cli.job import run_configured
+    from paramtransfer.cli.run_job import run_configured
 
     run_configured(config)

@@ -14,8 +14,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from paramtransfer.checks import did_you_mean
 from paramtransfer.cli.words import for_shell, overrides_in
+from paramtransfer.suggestions import did_you_mean
 
 
 def explain(error: Exception, conf: Path) -> str:

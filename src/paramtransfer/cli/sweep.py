@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from paramtransfer.cli.process import CONF, FOLDER
-from paramtransfer.cli.root import check_root
+from paramtransfer.cli.root_keys import check_root
 from paramtransfer.interrupts import Interrupted, begin_closing
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ class SweepCallback(Callback):
             sys.exit(str(error))
 
     def _begin(self, config: DictConfig) -> None:
-        from paramtransfer.cli.grid import job_values, sweep_configs, sweep_jobs
-        from paramtransfer.cli.job import print_preview
+        from paramtransfer.cli.run_job import print_preview
+        from paramtransfer.cli.sweep_grid import job_values, sweep_configs, sweep_jobs
         from paramtransfer.tracking.claims import Session
-        from paramtransfer.tracking.connect import masked
+        from paramtransfer.tracking.masking import masked
         from paramtransfer.tracking.store import open_store
         from paramtransfer.tracking.sweeps import start_sweep
 
@@ -120,7 +120,7 @@ class SweepCallback(Callback):
         if cores:
             os.environ.setdefault("OMP_NUM_THREADS", str(cores))
         if self._sweep_id:
-            from paramtransfer.cli.member import SWEEP_ID
+            from paramtransfer.cli.job_of_sweep import SWEEP_ID
 
             SWEEP_ID.set(self._sweep_id)
 

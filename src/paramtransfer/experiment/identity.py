@@ -24,7 +24,7 @@ from paramtransfer.stage import Stage
 Value = None | bool | int | float | str | Sequence["Value"]
 
 _PACKAGE = "paramtransfer"
-_DERIVED = tuple(f"{_PACKAGE}.{name}" for name in ("theory", "statistics", "metrics", "interrupts"))
+_DERIVED = tuple(f"{_PACKAGE}.{name}" for name in ("theory", "lemmas", "statistics", "metrics", "interrupts"))
 _HOW = f"{_PACKAGE}.trainer."  # how a training runs, not what it computes
 _VERSIONS = ("numpy", "torch", "torchvision", "timm", "pytorch-lightning")
 _LIBRARIES = tuple({Path(path) for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))})

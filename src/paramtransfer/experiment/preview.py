@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from paramtransfer.experiment.identity import Identity
 from paramtransfer.experiment.job import Job
-from paramtransfer.experiment.nearest import differing, nearest
+from paramtransfer.experiment.why_trained import differing, nearest
 from paramtransfer.metrics import TRAINING_SECONDS
 from paramtransfer.stage import Stage
 from paramtransfer.tracking.runs import RunRecord

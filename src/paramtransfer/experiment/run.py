@@ -9,9 +9,9 @@ from torch import Tensor
 
 from paramtransfer.errors import ConfigError, LostRun
 from paramtransfer.experiment.job import Job, ReadRun, StageResult
-from paramtransfer.experiment.nearest import why_trained
 from paramtransfer.experiment.outcome import outcome
 from paramtransfer.experiment.train import train
+from paramtransfer.experiment.why_trained import why_trained
 from paramtransfer.stage import SIDES, Stage
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.results import Result

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import pandas as pd
 from matplotlib.axes import Axes
 
-from paramtransfer import proofs, theory
+from paramtransfer import lemmas, theory
 from paramtransfer.figures import style
 from paramtransfer.figures.drawing import Drawing, SweepData
 from paramtransfer.metrics import dynamics
@@ -58,9 +58,9 @@ class Dynamics:
         statements = [
             (stage, statement)
             for stage, run_id in run_ids.items()
-            for statement in proofs.statements(_alone(tasks, stage), _worst(data, run_id))
+            for statement in lemmas.statements(_alone(tasks, stage), _worst(data, run_id))
         ]
-        by_chance = proofs.active_share_by_chance(float(tasks.setting("downstream", alpha=0.0).filters))
+        by_chance = lemmas.active_share_by_chance(float(tasks.setting("downstream", alpha=0.0).filters))
         notes = _notes(statements)
         notes.append(f"Lemma C.3: by chance alone, fresh filters satisfy it on {by_chance:.1%} of the samples")
         if "upstream" in run_ids:
@@ -108,7 +108,7 @@ def _worst(data: SweepData, run_id: str) -> dict[str, float]:
     }
 
 
-def _notes(statements: Sequence[tuple[Stage, proofs.Statement]]) -> list[str]:
+def _notes(statements: Sequence[tuple[Stage, lemmas.Statement]]) -> list[str]:
     """How many statements hold, then each of them, those that fail first."""
     held = sum(statement.holds for _, statement in statements)
     return [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from paramtransfer.checks import choice, refusal
-from paramtransfer.model import weights
+from paramtransfer.model import foreign_weights
 from paramtransfer.model.networks import HEADS, STEMS, check_name, library_network, make_network
 from paramtransfer.randomness import stream
 from paramtransfer.stage import Side, Stage
@@ -17,8 +17,8 @@ from paramtransfer.stage import Side, Stage
 log = logging.getLogger(__name__)
 
 _NOT_OURS = {
-    "pretrained": f"trained weights are the upstream's, {weights.KEY}={weights.DEFAULT}",
-    "weights": f"trained weights are the upstream's, {weights.KEY}",
+    "pretrained": f"trained weights are the upstream's, {foreign_weights.KEY}={foreign_weights.DEFAULT}",
+    "weights": f"trained weights are the upstream's, {foreign_weights.KEY}",
     "num_classes": "the task says how many classes there are",
 }  # options of the libraries' networks
 
@@ -56,10 +56,12 @@ class NetworkPair:
         self.names: dict[Side, str] = {
             side: check_name(f"model.{side}.name", options.pop("name")) for side, options in self._options.items()
         }
-        if self.weights == weights.DEFAULT and self._options["upstream"]:
+        if self.weights == foreign_weights.DEFAULT and self._options["upstream"]:
             own = ", ".join(self._options["upstream"])
             raise refusal(
-                weights.KEY, weights.DEFAULT, f"null, a checkpoint or a run id for a network with its own {own}"
+                foreign_weights.KEY,
+                foreign_weights.DEFAULT,
+                f"null, a checkpoint or a run id for a network with its own {own}",
             )
 
     def one_sided(self) -> list[str]:
@@ -99,9 +101,9 @@ class NetworkPair:
         """What identifies upstream weights from elsewhere."""
         if self.weights is None or _is_run(self.weights):
             return self.weights or ""
-        if self.weights == weights.DEFAULT:
-            return weights.default_content(self.names["upstream"])
-        return weights.hash_file(self.weights)
+        if self.weights == foreign_weights.DEFAULT:
+            return foreign_weights.default_content(self.names["upstream"])
+        return foreign_weights.hash_file(self.weights)
 
     def foreign(
         self, read_run: Callable[[str], dict[str, Tensor]], *, download: bool = True
@@ -111,15 +113,15 @@ class NetworkPair:
         Raises:
             ValueError: it cannot be read, or is of another architecture.
         """
-        if self.weights is None or (self.weights == weights.DEFAULT and not download):
+        if self.weights is None or (self.weights == foreign_weights.DEFAULT and not download):
             return None
-        if self.weights == weights.DEFAULT:
-            return weights.pretrained(self.names["upstream"]).state_dict()
+        if self.weights == foreign_weights.DEFAULT:
+            return foreign_weights.pretrained(self.names["upstream"]).state_dict()
         if _is_run(self.weights):
             return self._fitting({"": read_run(self.weights)})[1]
-        network, tensors, place = self._fitting(weights.read_file(self.weights))
+        network, tensors, place = self._fitting(foreign_weights.read_file(self.weights))
         if place:
-            log.info(f"{weights.KEY}={self.weights}: {type(network).__name__}'s tensors are found as {place}")
+            log.info(f"{foreign_weights.KEY}={self.weights}: {type(network).__name__}'s tensors are found as {place}")
         return tensors
 
     def upstream(self, state: Mapping[str, Tensor] | None, data: _Task) -> nn.Module:
@@ -130,7 +132,7 @@ class NetworkPair:
         """
         if state is not None:
             return self._fitting({"": state})[0]
-        if self.weights == weights.DEFAULT:
+        if self.weights == foreign_weights.DEFAULT:
             return library_network(self.names["upstream"])
         return self._network("upstream", len(data.classes))
 
@@ -154,12 +156,12 @@ class NetworkPair:
                 for name, tensor in network.state_dict().items()
                 if tensor.shape == other[name].shape and not name.endswith("num_batches_tracked")
             }
-            found = weights.match(wanted, groups)
-            if isinstance(found, weights.Found):
+            found = foreign_weights.match(wanted, groups)
+            if isinstance(found, foreign_weights.Found):
                 network.load_state_dict(found.tensors, strict=False)
                 return network, found.tensors, found.place
             reason = found
-        raise ValueError(f"{weights.KEY}={self.weights}: must be weights of {name}, but {reason}")
+        raise ValueError(f"{foreign_weights.KEY}={self.weights}: must be weights of {name}, but {reason}")
 
 
 def _is_run(text: str) -> bool:

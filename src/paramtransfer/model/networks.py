@@ -8,7 +8,8 @@ from torch import nn
 from torchvision.models import ResNet, get_model, list_models
 from torchvision.models.vgg import VGG
 
-from paramtransfer.checks import did_you_mean, refusal
+from paramtransfer.checks import refusal
+from paramtransfer.suggestions import did_you_mean
 
 STEMS = ("imagenet", "cifar")
 HEADS = ("small", "original")

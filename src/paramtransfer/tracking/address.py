@@ -8,14 +8,13 @@ from urllib.parse import urlsplit
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from paramtransfer.checks import did_you_mean
 from paramtransfer.errors import StoreError
+from paramtransfer.suggestions import did_you_mean
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 _DATABASES = ("postgresql", "mysql", "mssql")
 _SCHEMES = ("http", "https", "sqlite", *_DATABASES, "databricks", "databricks-uc", "uc")
 _PACKAGES = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # where the module has another name
-_LONG_SECRET = 8
 
 
 def store_uri(folder: Path) -> str:
@@ -52,12 +51,6 @@ def sqlite_uri(path: Path) -> str:
 def sqlite_path(uri: str) -> Path:
     """The file of a SQLite address."""
     return Path(make_url(uri).database or "")
-
-
-def occurrences(secret: str) -> "re.Pattern[str]":
-    """Where a secret stands in a text; a short one's letters within words are none."""
-    pattern = re.escape(secret)
-    return re.compile(pattern if len(secret) >= _LONG_SECRET else rf"(?<!\w){pattern}(?!\w)")
 
 
 def _refused(allowed: str) -> StoreError:

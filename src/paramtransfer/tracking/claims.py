@@ -20,8 +20,9 @@ from mlflow.entities import Param
 from paramtransfer.errors import LostRun, SharedStageError, StoreError, Unreadable
 from paramtransfer.interrupts import begin_closing, is_interruption, uninterrupted
 from paramtransfer.tracking import provenance, results
-from paramtransfer.tracking.connect import masked, patiently, reason_of
 from paramtransfer.tracking.logger import BufferedLogger
+from paramtransfer.tracking.masking import masked, reason_of
+from paramtransfer.tracking.patience import patiently
 from paramtransfer.tracking.results import Result
 from paramtransfer.tracking.runs import RunRecord
 from paramtransfer.tracking.store import DESCRIPTION, Store

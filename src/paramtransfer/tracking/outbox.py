@@ -13,11 +13,11 @@ from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 
 from paramtransfer.errors import LostRun, StoreError
-from paramtransfer.tracking import left
-from paramtransfer.tracking.connect import public, reason_of
-from paramtransfer.tracking.kept import KeptFolder
-from paramtransfer.tracking.left import End
-from paramtransfer.tracking.signs import SignsOfLife
+from paramtransfer.tracking import remains
+from paramtransfer.tracking.masking import public, reason_of
+from paramtransfer.tracking.remains import End
+from paramtransfer.tracking.signs_of_life import SignsOfLife
+from paramtransfer.tracking.undelivered_folder import KeptFolder
 
 _FLUSH_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 30.0
@@ -112,7 +112,7 @@ class Outbox:
             self._is_ended = False
             with suppress(OSError, StoreError):  # the store may still take it
                 self._keep_points()  # first: an end without them would be taken for all there is
-                self._write(left.END, lambda path: path.write_text(json.dumps(self._end)), is_last=True)
+                self._write(remains.END, lambda path: path.write_text(json.dumps(self._end)), is_last=True)
 
     def deliver(self) -> None:
         """Hand everything over, the run's end last; nothing where the run is gone.
@@ -218,7 +218,7 @@ class Outbox:
         points = self._points[self._num_on_disk :]
         if points:
             self._open_folder()
-            self._kept.append(left.POINTS, left.points_as_text(points))
+            self._kept.append(remains.POINTS, remains.points_as_text(points))
             self._num_on_disk += len(points)
 
     def _write(self, name: str, write: Callable[[Path], object], *, is_last: bool = False) -> None:
@@ -262,7 +262,7 @@ class Outbox:
             self._kept.leave()
             return False
         try:
-            self._points, self._end = left.read_points(self.folder), left.read_end(self.folder)
+            self._points, self._end = remains.read_points(self.folder), remains.read_end(self.folder)
         except OSError:
             self._kept.leave()
             return False

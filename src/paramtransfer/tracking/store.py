@@ -17,15 +17,16 @@ from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
 from paramtransfer.errors import StoreError, Undelivered, Unreadable
-from paramtransfer.tracking import connect, results
+from paramtransfer.tracking import connect, patience, results
 from paramtransfer.tracking.address import sqlite_path, store_uri
-from paramtransfer.tracking.connect import PatientClient, patiently, public, reason_of
-from paramtransfer.tracking.kept import remove_remains
 from paramtransfer.tracking.logger import BufferedLogger
+from paramtransfer.tracking.masking import public, reason_of
 from paramtransfer.tracking.outbox import Outbox
+from paramtransfer.tracking.patience import PatientClient, patiently
 from paramtransfer.tracking.results import Result
 from paramtransfer.tracking.runs import RunRecord
-from paramtransfer.tracking.signs import FileSigns, Heartbeats, SignsOfLife
+from paramtransfer.tracking.signs_of_life import FileSigns, Heartbeats, SignsOfLife
+from paramtransfer.tracking.undelivered_folder import remove_remains
 
 DESCRIPTION = "mlflow.note.content"
 """The tag that MLflow's UI shows as a run's description."""
@@ -188,7 +189,7 @@ class Store:
             Undelivered: some of this process's is not.
         """
         self.deliver_left()
-        deadline = time.monotonic() + connect.PATIENCE_SECONDS
+        deadline = time.monotonic() + patience.PATIENCE_SECONDS
         reasons = {}
         for run_id, outbox in self._outboxes.items():
             try:

@@ -14,7 +14,7 @@ from paramtransfer.errors import StoreError
 from paramtransfer.stage import Stage
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.runs import RunRecord
-from paramtransfer.tracking.signs import HOST
+from paramtransfer.tracking.signs_of_life import HOST
 from paramtransfer.tracking.store import Store
 
 _JOBS = "jobs"

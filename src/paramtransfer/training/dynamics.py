@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramtransfer import proofs, theory
+from paramtransfer import lemmas, theory
 from paramtransfer.dataset.signal_noise import Samples
 from paramtransfer.training.solver import GramSolver
 
@@ -49,8 +49,8 @@ class Observer:
         """The shares of samples that Lemmas C.1 and C.3 speak of, before the first step."""
         noise_RND, sigma = self._samples.noise_RND, self._setting.sigma2
         active_RN = ((self._solver.noise_RNF > 0) & self._own_RNF).sum(-1).cpu()
-        norms = proofs.noise_norm_share(noise_RND.square().sum(-1).cpu(), float(self._setting.dim), float(sigma))
-        active = proofs.active_share(active_RN, float(self._setting.filters))
+        norms = lemmas.noise_norm_share(noise_RND.square().sum(-1).cpu(), float(self._setting.dim), float(sigma))
+        active = lemmas.active_share(active_RN, float(self._setting.filters))
         return {"dynamics/noise_norm_share": float(np.mean(norms)), "dynamics/active_share": float(np.mean(active))}
 
     def now(self, num_steps: int) -> dict[str, float]:
@@ -75,7 +75,7 @@ class Observer:
             "gamma_k": gamma_k_RF.mean(),
             "gamma_k_max": gamma_k_RF.max(),
             "rho_bar": rho_bar.mean(),
-            "rho_bar_theory": torch.tensor(proofs.noise_memorization(num_steps, self._setting, task=2)),
+            "rho_bar_theory": torch.tensor(lemmas.noise_memorization(num_steps, self._setting, task=2)),
             "rho_bar_min": rho_bar.min(),
             "rho_bar_max": rho_bar.max(),
             "rho_under": rho_under.mean(),

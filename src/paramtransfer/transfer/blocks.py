@@ -9,7 +9,7 @@ from paramtransfer.checks import refusal, whole
 from paramtransfer.transfer.layout import Axis
 from paramtransfer.transfer.plan import Pairing, Plan
 from paramtransfer.transfer.reader import HEAD
-from paramtransfer.transfer.unwrap import is_transformer, unwrap
+from paramtransfer.transfer.wrapped_models import is_transformer, unwrap
 
 _EMBEDDING = Axis(name="embedding", counted=False)
 _NEVER_ALSO = ("blocks", "head", "head_dist")

@@ -17,7 +17,7 @@ from paramtransfer.transfer.reader import head_of
 from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.rules import TransferRule
 from paramtransfer.transfer.start import match
-from paramtransfer.transfer.unwrap import is_transformer, unwrap
+from paramtransfer.transfer.wrapped_models import is_transformer, unwrap
 
 
 @dataclass

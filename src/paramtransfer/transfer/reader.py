@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from paramtransfer.transfer.graph import CONVOLUTIONS, Graph, has_filters, is_depthwise
 from paramtransfer.transfer.heads import find_head, timm_classifier
 from paramtransfer.transfer.layout import Axis, Kind, Layer, LayerTensor, Layout
-from paramtransfer.transfer.unwrap import check_filters, unwrap
+from paramtransfer.transfer.wrapped_models import check_filters, unwrap
 
 _COUNTER = "num_batches_tracked"
 HEAD = "head: the label sets differ"

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from paramtransfer.cli.compose import make_job
-from paramtransfer.cli.member import Member
+from paramtransfer.cli.job_of_sweep import Member
 from paramtransfer.cli.process import FOLDER, STARTED
 from paramtransfer.errors import ConfigError, SharedStageError, StoreError, TrainingError, Undelivered
 from paramtransfer.experiment.preview import preview

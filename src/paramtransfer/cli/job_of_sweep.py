@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from paramtransfer.interrupts import Interrupted
 from paramtransfer.stage import Stage
-from paramtransfer.tracking.connect import masked
+from paramtransfer.tracking.masking import masked
 from paramtransfer.tracking.store import Store
 from paramtransfer.tracking.sweeps import JobRecord, check_host, record_job, sweep_of_job, tags_of
 

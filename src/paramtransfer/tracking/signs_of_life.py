@@ -23,7 +23,7 @@ from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
 from paramtransfer.errors import LostRun, StoreError
-from paramtransfer.tracking.connect import locked, patiently
+from paramtransfer.tracking.patience import locked, patiently
 from paramtransfer.tracking.runs import RunRecord
 
 HOST = "host"
