@@ -245,7 +245,7 @@ def test_preemption_reaches_every_process(slurm: dict[str, str], tmp_path: Path,
             _until(lambda: _has_points(tmp_path), process)
             states = subprocess.check_output(["sacct"], env={**os.environ, **slurm}, text=True)
             (job,) = re.findall(r"^(\d+)\|RUNNING", states, re.MULTILINE)
-            subprocess.check_call(["scancel", "--signal=USR2", "--full", job], env={**os.environ, **slurm})
+            subprocess.check_call(["scancel", "--signal=USR2", job], env={**os.environ, **slurm})
 
             def is_requeued() -> bool:
                 return f"{job}|PENDING" in subprocess.check_output(["sacct"], env={**os.environ, **slurm}, text=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pandas as pd
 import pytest
 import torch
 from conftest import REPO, TINY
@@ -24,6 +25,7 @@ from mlflow_server import MlflowServer, proxy
 
 from paramtransfer.errors import StoreError
 from paramtransfer.experiment.run import run
+from paramtransfer.figures.drawing import as_csv
 from paramtransfer.tracking import connect, masking, provenance
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
@@ -236,6 +238,12 @@ def test_password_in_a_whole_job(lasting_server: MlflowServer, tmp_path: Path, t
         process = train(tmp_path, MLFLOW_TRACKING_URI=own, MLFLOW_TRACKING_TOKEN=TOKEN)
     assert process.returncode == 0, process.stderr
     _assert_nowhere(process.stdout + process.stderr, tmp_path, lasting_server.folder)
+
+
+def test_cells_are_no_formulas() -> None:
+    """Text of a table begins with a quote where a spreadsheet would compute it; numbers stay numbers."""
+    table = pd.DataFrame({"key": ["=1+1", "@x", "-a", "plain"], "value": [-1.5, 2.0, 3.0, 4.0]})
+    assert as_csv(table).splitlines()[1:] == ["'=1+1,-1.5", "'@x,2.0", "'-a,3.0", "plain,4.0"]
 
 
 # Paths.

@@ -43,8 +43,17 @@ class Drawing:
         with style.applied():
             for name, figure in self.figures.items():
                 files |= style.as_files(name, figure)
-        files |= {f"{name}.csv": table.to_csv(index=False) for name, table in self.tables.items()}
+        files |= {f"{name}.csv": as_csv(table) for name, table in self.tables.items()}
         return files | ({"notes.txt": "\n".join(self.notes) + "\n"} if self.notes else {})
+
+
+def as_csv(table: pd.DataFrame) -> str:
+    """A table's file; text that a spreadsheet would take for a formula begins with a quote there."""
+    return table.map(_quoted).to_csv(index=False)
+
+
+def _quoted(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 class Draw(Protocol):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from paramtransfer.figures.choice import choose, draw_in_style, mixed_keys
-from paramtransfer.figures.drawing import Draw, SweepData
+from paramtransfer.figures.drawing import Draw, SweepData, as_csv
 from paramtransfer.metrics import GAIN
 from paramtransfer.report.page import read_content, render
 from paramtransfer.report.sweep_table import read_sweep
@@ -35,7 +35,7 @@ def summarize(
     """
     write_jobs(store, sweep_id, records)
     data = read_sweep(store, records, job)
-    store.write_files(sweep_id, {"table.csv": data.table.to_csv(index=False)})
+    store.write_files(sweep_id, {"table.csv": as_csv(data.table)})
     print_sweep(data, records)
     _describe(store, sweep_id, records, data.table)
     _draw(store, sweep_id, data, draw or choose(data.keys))
