@@ -55,7 +55,7 @@ def find(root: Path, *, test_share: float, split_seed: int) -> Found:
     search = _Search(root, test_share=test_share, split_seed=split_seed)
     top = search.unwrapped()
     folders = search.splits(top)
-    found = {part: search.classes(part, listing) for part, listing in folders.items()}
+    found = {part: search.classes(listing) for part, listing in folders.items()}
     names = sorted(set[str]().union(*found.values()))
     if not any(files for classes in found.values() for files in classes.values()):
         raise search.refused(f"no image is in any of {_few(names)}{search.passed_over_of(names)}")
@@ -163,7 +163,7 @@ class _Search:
             self._said.append(f"{_few(aside)} left aside")
         return {part: taken[part] for part in _PARTS} if self._has_test else {"all": taken["train"]}
 
-    def classes(self, part: str, listing: _Listing) -> dict[str, list[Path]]:
+    def classes(self, listing: _Listing) -> dict[str, list[Path]]:
         """The images of each class in a split."""
         if listing.images:
             self._said.append(f"{len(listing.images)} images that lie in no class's folder are passed over")
