@@ -297,7 +297,8 @@ def test_files_that_settings_name_are_part_of_it(tmp_path: Path) -> None:
 
 def test_upstream_of_another_dataset_depends_on_it_alone(tmp_path: Path, compose_job: Fixture) -> None:
     """task=whole: neither on what the target's dataset says, nor on where and how the source is read."""
-    roots = {name: write_folder(tmp_path / name, train=14, test=4) for name in ("target", "source", "moved")}
+    numbers = {"target": 14, "source": 15, "moved": 15}
+    roots = {name: write_folder(tmp_path / name, train=number, test=4) for name, number in numbers.items()}
     source = "task.upstream.dataset"
 
     def fingerprint(*overrides: str) -> str:
@@ -319,7 +320,7 @@ def test_upstream_of_another_dataset_depends_on_it_alone(tmp_path: Path, compose
 
 def test_a_class_may_be_a_partial(compose_job: Fixture) -> None:
     """The code of what it calls identifies the stage."""
-    plain, partial = compose_job(), compose_job("solver._target_=shared_jobs.PARTIAL")
+    plain, partial = compose_job("solver=gram"), compose_job("solver=gram", "solver._target_=shared_jobs.PARTIAL")
     assert partial.stages["baseline"].code.keys() >= plain.stages["baseline"].code.keys()
 
 
