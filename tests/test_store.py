@@ -232,10 +232,11 @@ EDITS = {
     "figures/style.py": ("x = 1", set()),
     "tracking/store.py": ("x = 1", set()),
     "trainer/progress.py": ("x = 1", set()),
+    "trainer/stage_trainer.py": ("x = 1", {"upstream", "baseline"}),
     "dataset/cifar.py": ("x = 1", set()),
     "theory.py": ("x = 1", set()),  # derived from what is stored
     "statistics.py": ("x = 1", set()),
-    "training/fit.py": ("# x", set()),
+    "task/synthetic.py": ("# x\nif TYPE_CHECKING:\n    import x", set()),
     "transfer/report.py": ("class X:\n    a: int", {"downstream"}),
     "transfer/report.py ": ("    def __str__(self): return 'x'", set()),
     "transfer/select.py": ("x = 1", {"downstream"}),
@@ -255,7 +256,7 @@ from paramtransfer.transfer.rules import Filters
 stages = {"upstream": [Own, StageTrainer], "baseline": [SyntheticTasks, StageTrainer], "downstream": [Own, Filters]}
 
 def fingerprints():
-    for cached in (identity._code_hash, identity._imports):
+    for cached in (identity._text, identity._code_hash, identity._imports):
         cached.cache_clear()
     return {stage: identity.identify({}, classes).fingerprint for stage, classes in stages.items()}
 

@@ -80,11 +80,13 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     arrived: list[int] = []
-    before = [signal.signal(number, lambda number, _: arrived.append(number)) for number in _WORDS]
+    with held_back():  # until all handlers are exchanged
+        before = [signal.signal(number, lambda number, _: arrived.append(number)) for number in _WORDS]
     try:
         yield
     finally:
-        for number, handler in zip(_WORDS, before, strict=True):
-            signal.signal(number, handler)
+        with held_back():
+            for number, handler in zip(_WORDS, before, strict=True):
+                signal.signal(number, handler)
         if arrived:
             signal.raise_signal(arrived[0])

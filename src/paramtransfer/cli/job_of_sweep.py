@@ -54,7 +54,8 @@ class Member:
 
     def record_end(self, store: Store, error: BaseException) -> None:
         """The job has failed, or hands over to itself: a batch system will start it again."""
-        if isinstance(error, Exception | Interrupted):
+        says_why = isinstance(error, SystemExit) and isinstance(error.code, str)  # submitit leaves with a number
+        if isinstance(error, Exception | Interrupted) or says_why:
             reason = masked((str(error) or type(error).__name__).splitlines()[0])
             record_job(store, self.sweep_id, JobRecord(num=self.num, overrides=self.overrides, error=reason))
         else:

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from paramtransfer.cli.process import CONF, FOLDER
 from paramtransfer.cli.root_keys import check_root
+from paramtransfer.errors import StoreError
 from paramtransfer.interrupts import Interrupted, begin_closing
 
 if TYPE_CHECKING:
@@ -81,8 +83,11 @@ class SweepCallback(Callback):
             from paramtransfer.cli.mistakes import explain
 
             sys.exit(explain(error, CONF))
-        except Exception as error:  # left to Hydra, it would be no more than a warning
+        except (StoreError, ValueError) as error:  # left to Hydra, it would be no more than a warning
             sys.exit(str(error))
+        except Exception:
+            traceback.print_exc()
+            sys.exit(1)
 
     def _begin(self, config: DictConfig) -> None:
         from paramtransfer.cli.run_job import print_preview

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import os
+import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ Value = None | bool | int | float | str | Sequence["Value"]
 
 _PACKAGE = "paramtransfer"
 _DERIVED = tuple(f"{_PACKAGE}.{name}" for name in ("theory", "lemmas", "statistics", "metrics", "interrupts"))
-_HOW = f"{_PACKAGE}.trainer."  # how a training runs, not what it computes
+_HOW = tuple(f"{_PACKAGE}.trainer.{name}" for name in ("progress", "checkpoints", "ranks"))  # not what it computes
 _VERSIONS = ("numpy", "torch", "torchvision", "timm", "pytorch-lightning")
 _LIBRARIES = tuple({Path(path) for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "stdlib"))})
 
@@ -82,7 +83,7 @@ def identify(settings: Mapping[str, object], classes: Iterable[object]) -> Ident
         settings=dict(_flatten(settings)),
         code={name: _code_hash(path) for name, path in files.items()},
         versions=_versions(),
-        own_sources={f"{name}.py": path.read_text(encoding="utf-8") for name, path in own.items()},
+        own_sources={f"{name}.py": _text(path) for name, path in own.items()},
     )
 
 
@@ -125,12 +126,15 @@ def _plain(key: str, value: object) -> Value:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in _VERSIONS}
+    return {
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        **{name: version(name) for name in _VERSIONS},
+    }
 
 
 def _collect(name: str, files: dict[str, Path]) -> None:
     """Add a module's file and those of all modules that it reaches, where they can change a result."""
-    path = None if name in files or name in _DERIVED or name.startswith(_HOW) else _source(name)
+    path = None if name in files or name in _DERIVED or name in _HOW else _source(name)
     if path is not None:
         files[name] = path
         for imported in _imports(name, path):
@@ -180,9 +184,14 @@ def _is_for_types(node: ast.AST) -> bool:
 
 
 @cache
-def _code_hash(path: Path) -> str:
+def _text(path: Path) -> str:
     """Read once: what is edited while a sweep runs is not what the process has loaded."""
-    return code_hash(path.read_text(encoding="utf-8"))
+    return path.read_text(encoding="utf-8")
+
+
+@cache
+def _code_hash(path: Path) -> str:
+    return code_hash(_text(path))
 
 
 def code_hash(source: str) -> str:
@@ -195,7 +204,9 @@ def code_hash(source: str) -> str:
 
 
 def _is_silent(line: ast.stmt) -> bool:
-    """A docstring, a string below a field, or what only prints."""
+    """A docstring, a string below a field, an import for types, or what only prints."""
+    if _is_for_types(line):
+        return True
     if isinstance(line, ast.FunctionDef):
         return line.name in ("__str__", "__repr__")
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)

@@ -13,6 +13,7 @@ from paramtransfer.tracking.store import Store
 
 _NEWEST = 1000
 _FEW = 3
+_ANYBODY = -1  # shares a training that any job may have left
 _FACTOR = 4.0
 
 
@@ -64,22 +65,23 @@ def preview(store: Store, jobs: Iterable[Job], *, refused: Sequence[str] = ()) -
         refused: why other jobs cannot run.
     """
     num_jobs = len(refused)
-    wanted: dict[str, tuple[Stage, Identity]] = {}
-    reuse = True
-    for job in jobs:
+    wanted: dict[tuple[int, str], tuple[Stage, Identity]] = {}
+    for number, job in enumerate(jobs):
         num_jobs += 1
-        reuse = reuse and job.reuse
-        wanted |= {identity.fingerprint: (stage, identity) for stage, identity in job.stages.items()}
+        owner = _ANYBODY if job.reuse else number
+        wanted |= {(owner, identity.fingerprint): (stage, identity) for stage, identity in job.stages.items()}
     newest = list(store.runs("attributes.status = 'FINISHED'", newest_first=True, at_most=_NEWEST))
-    reused = _finished(store, wanted, newest) if reuse else set[str]()
-    missing = [wanted[fingerprint] for fingerprint in wanted if fingerprint not in reused]
+    shared = {fingerprint for owner, fingerprint in wanted if owner == _ANYBODY}
+    reused = {(_ANYBODY, fingerprint) for fingerprint in _finished(store, shared, newest)}
+    missing = [wanted[key] for key in wanted if key not in reused]
     seconds, num_unknown, differences = 0.0, 0, dict[str, None]()
     for stage, identity in missing:
         near, differing = _alike_trainings(stage, identity, newest)
         seconds += sum(near) / len(near) if near else 0.0
         num_unknown += not near
         differences |= dict.fromkeys(differing)
-    reasons = (nearest(store, stage, identity, newest) for stage, identity in missing[:_FEW])
+    asked = [wanted[key] for key in wanted if key not in reused and key[0] == _ANYBODY]
+    reasons = (nearest(store, stage, identity, newest) for stage, identity in asked[:_FEW])
     return Preview(
         num_jobs=num_jobs,
         num_trainings=len(wanted),

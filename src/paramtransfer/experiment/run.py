@@ -90,7 +90,8 @@ class _Stages:
         }
 
         def create() -> str:
-            why_trained(self._session.store, stage, identity)
+            if self._job.reuse:
+                why_trained(self._session.store, stage, identity)
             return self._session.create(
                 name=self._name(stage),
                 tags={

@@ -15,7 +15,6 @@ from urllib.error import URLError
 import numpy as np
 import timm
 import torch
-from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -163,16 +162,14 @@ def pretrained(name: str) -> nn.Module:
 
 
 def default_content(name: str) -> str:
-    """What identifies the file behind `DEFAULT`: its address; on the Hub, where a file changes, its commit, too."""
+    """What identifies the file behind `DEFAULT`: its address, the same before and after the download."""
     if name in torchvision_names():
         return f"{DEFAULT} {get_model_weights(name).DEFAULT.url}"
     source = timm.get_pretrained_cfg(name)
     repository = getattr(source, "hf_hub_id", None)
     if not repository:
         return f"{DEFAULT} {getattr(source, 'url', '')}"
-    found = (try_to_load_from_cache(repository, file) for file in ("model.safetensors", "pytorch_model.bin"))
-    commits = [Path(path).parent.name for path in found if isinstance(path, str)]
-    return " ".join([DEFAULT, repository, *commits[:1]])
+    return f"{DEFAULT} {repository}"
 
 
 def _where(name: str) -> str:

@@ -158,7 +158,7 @@ class ImageTasks(ABC):
 
     def identity(self, stage: Stage) -> dict[str, object]:
         """What a stage's result depends on: the images and the stage's own task, or both."""
-        return {"dataset": self.dataset.identity(stage), "task": self._task_identity(stage)}
+        return {"dataset": dataset_identity(self.dataset, stage), "task": self._task_identity(stage)}
 
     def _task_identity(self, stage: Stage) -> dict[str, object]:
         shared: dict[str, object] = {
@@ -187,6 +187,12 @@ class ImageTasks(ABC):
     def verdict(self, alpha: float) -> str:
         """Nothing: the theory is for the two-layer CNN."""
         return ""
+
+
+def dataset_identity(dataset: Images, stage: Stage) -> dict[str, object]:
+    """What a stage's result depends on; of a class that does not say it, the content at least."""
+    own = dataset.identity(stage) if hasattr(dataset, "identity") else None
+    return {**(own or {}), "content": dataset.content}
 
 
 def _fixed_noise(std: float, split: str, seed: int) -> FixedNoise | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from paramtransfer.checks import refusal
 from paramtransfer.dataset.images import Images, say
 from paramtransfer.stage import Side, Stage
-from paramtransfer.task.image_tasks import ImageTasks
+from paramtransfer.task.image_tasks import ImageTasks, dataset_identity
 
 if TYPE_CHECKING:
     from paramtransfer.transfer.rules import TransferRule
@@ -36,7 +36,7 @@ class Whole(ImageTasks):
         """What a stage's result depends on: an upstream trained here, on nothing of the target."""
         own = super().identity(stage)
         if self.model.weights is None and self._source is not self.dataset and stage != "baseline":
-            source = {"upstream": {"epochs": self.epochs["upstream"], "dataset": self._source.identity(stage)}}
+            source = {"upstream": {"epochs": self.epochs["upstream"], "dataset": dataset_identity(self._source, stage)}}
             own["task"] = {**self._task_identity(stage), **source}
             if stage == "upstream":
                 del own["dataset"]

@@ -81,6 +81,7 @@ class Session:
     def forget(self, run_id: str) -> None:
         """A run that another process has taken over is not this session's any more."""
         self.opened.remove(run_id)
+        self.store.forget(run_id)
 
     def create(
         self, *, name: str, tags: Mapping[str, str], params: Mapping[str, object], files: Mapping[str, str]

@@ -73,8 +73,8 @@ class Outbox:
         """Whether the run has been given its end, delivered or not."""
         return self._end is not None
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Metrics at one step; never waits.
+    def log(self, metrics: Mapping[str, float], step: int, *, by_thread: bool = True) -> None:
+        """Metrics at one step; never waits. A thread delivers them, or the caller does.
 
         Raises:
             LostRun: another process has taken the run over.
@@ -86,7 +86,8 @@ class Outbox:
         self._points += [Metric(key, float(value), now, step) for key, value in fresh.items()]
         if len(self._points) >= _BATCH and not self._is_away:
             self._wake.set()
-        self._start_sending()
+        if by_thread:
+            self._start_sending()
 
     def keep(self, name: str, write: Callable[[Path], object]) -> None:
         """A file among the run's artifacts, written by `write`: all of it or nothing.

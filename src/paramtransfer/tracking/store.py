@@ -52,7 +52,7 @@ class Store:
 
     Attributes:
         folder: the absolute one.
-        uri: the store's address, without a password.
+        uri: the store's address; with a database's password: `public_uri` is for messages.
         signs: which runs have a living process behind them.
         client: MLflow's own, for this package alone.
         raw_client: the same without patience.
@@ -150,7 +150,7 @@ class Store:
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Final values, not curves."""
         outbox = self.outbox(run_id)
-        outbox.log(metrics, step=0)
+        outbox.log(metrics, step=0, by_thread=False)
         outbox.try_to_deliver()
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -191,11 +191,12 @@ class Store:
         self.deliver_left()
         deadline = time.monotonic() + patience.PATIENCE_SECONDS
         reasons = {}
-        for run_id, outbox in self._outboxes.items():
+        for run_id, outbox in list(self._outboxes.items()):
             try:
                 patiently(outbox.deliver, uri=self.uri, deadline=deadline)
                 if outbox.has_ended:
                     self.signs.drop(run_id)
+                    del self._outboxes[run_id]
             except Exception as error:
                 reasons[run_id] = reason_of(error)
                 outbox.give_up(reasons[run_id])
@@ -220,9 +221,13 @@ class Store:
                         log.info(f"delivered what was left of run {left.run_id}")
         remove_remains(self._undelivered)
 
+    def forget(self, run_id: str) -> None:
+        """Nothing more is to be delivered to a run that another process has taken over."""
+        self._outboxes.pop(run_id, None)
+
     def reopen(self, run_id: str) -> None:
         """From now on, what a run that goes on has logged is not logged again."""
-        self._outboxes.pop(run_id, None)
+        self.forget(run_id)
         curves = {metric: self.history(run_id, metric) for metric in self.run(run_id).metrics}
         self.outbox(run_id).last_steps = {metric: max(curve) for metric, curve in curves.items()}
 
