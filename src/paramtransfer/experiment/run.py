@@ -91,7 +91,7 @@ class _Stages:
 
         def create() -> str:
             if self._job.reuse:
-                why_trained(self._session.store, stage, identity)
+                why_trained(self._session.store, stage, identity, in_sweep=bool(self._tags))
             return self._session.create(
                 name=self._name(stage),
                 tags={

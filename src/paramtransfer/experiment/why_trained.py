@@ -16,16 +16,21 @@ _FEW = 3
 log = logging.getLogger(__name__)
 
 
-def why_trained(store: Store, stage: Stage, identity: Identity) -> None:
-    """Say which finished run comes nearest to a stage that is about to be trained, if any does."""
+def why_trained(store: Store, stage: Stage, identity: Identity, *, in_sweep: bool) -> None:
+    """Say which finished run comes nearest to a stage that is about to be trained, if any does.
+
+    In a sweep, whose jobs differ in their settings, only where the settings are not the reason.
+    """
     finished = store.runs(
         f"attributes.status = 'FINISHED' and tags.stage = '{stage}'", newest_first=True, at_most=_NEWEST
     )
-    if text := nearest(store, stage, identity, finished):
+    if text := nearest(store, stage, identity, finished, same_settings=in_sweep):
         log.info(text)
 
 
-def nearest(store: Store, stage: Stage, identity: Identity, finished: Iterable[RunRecord]) -> str:
+def nearest(
+    store: Store, stage: Stage, identity: Identity, finished: Iterable[RunRecord], *, same_settings: bool = False
+) -> str:
     """One sentence on what a stage differs in from the nearest of some finished runs; empty where none is near.
 
     Args:
@@ -33,12 +38,15 @@ def nearest(store: Store, stage: Stage, identity: Identity, finished: Iterable[R
         stage: what is to be trained.
         identity: of it.
         finished: among which the nearest is looked for.
+        same_settings: whether only runs of the same settings are near.
     """
     params = {key: str(value) for key, value in identity.settings.items()}
     same = [run for run in finished if run.tags.get("stage") == stage and params.keys() == run.params.keys()]
     if not same:
         return ""
     run = min(same, key=lambda run: len(differing(params, run.params)))
+    if same_settings and differing(params, run.params):
+        return ""
     reasons = [f"{key} {run.params[key]} -> {params[key]}" for key in differing(params, run.params)]
     reasons += _below(store, run, identity)
     shown = reasons[:_FEW] + [f"{len(reasons) - _FEW} more"] * (len(reasons) > _FEW)
