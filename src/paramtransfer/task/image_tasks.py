@@ -1,5 +1,6 @@
 """What pairs of image tasks share: settings, parts without overlap, names."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -85,20 +86,20 @@ class ImageTasks(ABC):
         """
         data = {side: self.data(side, seed=seed, replicates=replicates) for side in SIDES.values()}
         network = self.model.build(data["downstream"])
+        self._try(network, data["downstream"])
         if transfer.needs_upstream:
             upstream = self.model.upstream(None, data["upstream"])
+            if self.model.weights is None:
+                self._try(upstream, data["upstream"])
             if transfer.needs_images:
                 transfer(upstream, network, seed=seed, images=lambda device: [_probe(data["downstream"], device)])
             else:
                 transfer(upstream, network, seed=seed)
-            if self.model.weights is None:
-                self._try(upstream, data["upstream"])
-        self._try(network, data["downstream"])
         say(*self.model.one_sided())
 
     def _try(self, network: nn.Module, data: ImageTask) -> None:
         name, size = self.model.names[data.side], data.view.size
-        check_forward(network, side=data.side, name=name, num_classes=len(data.classes), size=size)
+        check_forward(copy.deepcopy(network), side=data.side, name=name, num_classes=len(data.classes), size=size)
 
     @abstractmethod
     def classes_of(self, side: Side, seed: int) -> Sequence[str]:
