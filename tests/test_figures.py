@@ -95,9 +95,9 @@ def test_many_gains_are_counted_with_and_without_allowance() -> None:
     assert "a gain in 3 and a loss in 1 at p < 0.05 each" in counts
     assert "in 2 and 1." in counts
     assert harm_prediction(table) == (
-        "Proposition 4.4 predicts harm in 3 of 5 settings, and there is harm in 1 of them "
+        "Proposition 4.4 predicts harm in 3 of 5 settings, and the gain is below 0 in 1 of them "
         "(1 after Benjamini-Hochberg). "
-        "Of the other 2 it says nothing: there is harm in 0."
+        "Of the other 2 it says nothing: the gain is below 0 in 0."
     )
 
 

@@ -13,7 +13,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """
     parts = name.count(".") + 1
     by_end: dict[str, list[str]] = {}
-    for other in sorted(names, key=lambda other: other.count(".") >= parts):  # whole names first
+    for other in sorted(dict.fromkeys(names), key=lambda other: other.count(".") >= parts):  # whole names first
         by_end.setdefault(".".join(other.split(".")[-parts:]), []).append(other)
     near = get_close_matches(name, by_end, n=1)
     if not near:

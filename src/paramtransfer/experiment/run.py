@@ -61,14 +61,16 @@ def foreign_state(job: Job, read_run: ReadRun, *, download: bool = True) -> Mapp
 def plan(job: Job, read_run: ReadRun) -> Report:
     """What the downstream would inherit, tensor by tensor, without any training or download.
 
+    With weights that are at hand, how much of the upstream's features arrives, too.
+
     Args:
         job: the experiment.
         read_run: the weights of a run, for an upstream from there.
     """
     data = job.tasks.data("downstream", seed=job.seed, replicates=job.replicates)
-    upstream = job.model.upstream(foreign_state(job, read_run, download=False), data)
-    inheritance = ParameterTransfer(job.transfer, upstream, seed=job.seed)
-    return inheritance.preview(job.model.build(data), data)
+    foreign = foreign_state(job, read_run, download=False)
+    inheritance = ParameterTransfer(job.transfer, job.model.upstream(foreign, data), seed=job.seed)
+    return inheritance.preview(job.model.build(data), data, explain=foreign is not None)
 
 
 class _Stages:

@@ -30,7 +30,8 @@ def gain_counts(table: pd.DataFrame) -> list[str]:
         for chosen in (gain_p(table) < LEVEL, clear_gains(table))
     )
     return [
-        f"{len(table)} settings: a gain in {raw_up} and a loss in {raw_down} at p < {LEVEL} each (t test); after "
+        f"{len(table)} settings: a gain in {raw_up} and a loss in {raw_down} at p < {LEVEL} each (t test; of one "
+        "repetition, over its test points, normal); after "
         f"Benjamini-Hochberg at a false discovery rate of {LEVEL}, in {up} and {down}. The settings share their random "
         "streams: their errors are not independent."
     ]
@@ -45,7 +46,7 @@ def harm_prediction(table: pd.DataFrame) -> str:
     clear = int((harmed & clear_gains(predicted)).sum()) if len(predicted) else 0
     silent = table[table[HARM_PREDICTED] == 0]
     return (
-        f"Proposition 4.4 predicts harm in {len(predicted)} of {len(table)} settings, and there is harm in "
-        f"{int(harmed.sum())} of them ({clear} after Benjamini-Hochberg). Of the other {len(silent)} it says nothing: "
-        f"there is harm in {int((silent['test/gain'] < 0).sum())}."
+        f"Proposition 4.4 predicts harm in {len(predicted)} of {len(table)} settings, and the gain is below 0 in "
+        f"{int(harmed.sum())} of them (in {clear} clearly, after Benjamini-Hochberg). Of the other {len(silent)} it "
+        f"says nothing: the gain is below 0 in {int((silent['test/gain'] < 0).sum())}."
     )

@@ -204,19 +204,19 @@ def match(wanted: Mapping[str, Tensor], groups: Mapping[str, Mapping[str, Tensor
     """
     first = next(iter(wanted))
     fits: list[Found] = []
-    reasons = [f"it has no {first}"]
+    reasons = {-1: f"it has no {first}"}  # by the number of names that are there
     for place, tensors in groups.items():
         prefixes = [name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")]
         for prefix in prefixes:
             reason = _misfit(wanted, tensors, prefix)
             where = ".".join(filter(None, (place, prefix.removesuffix("."))))
             if reason:
-                reasons.append(reason)
+                reasons[sum(f"{prefix}{name}" in tensors for name in wanted)] = reason
             else:
                 fits.append(Found(where, {name: tensors[f"{prefix}{name}"] for name in wanted}))
     fits = fits or [fit for place, tensors in groups.items() for fit in _in_order(wanted, tensors, place)]
     if not fits:
-        return reasons[-1]
+        return reasons[max(reasons)]
     others = [fit.place for fit in fits[1:] if any(not torch.equal(fits[0].tensors[n], fit.tensors[n]) for n in wanted)]
     if others:
         places = " or ".join(f"::{place}" for place in (fits[0].place, *others))

@@ -32,7 +32,7 @@ from paramtransfer.tracking.store import Store
 from paramtransfer.tracking.sweeps import JobRecord, read_jobs, runs_of
 
 _PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "numpy", "hydra-core", "mlflow")
-_RESULTS = {BASELINE_ACCURACY: "without transfer", ACCURACY: "with transfer", GAIN: "gain", "p": "p (t test)", "n": "n"}
+_RESULTS = {BASELINE_ACCURACY: "without transfer", ACCURACY: "with transfer", GAIN: "gain", "p": "p", "n": "n"}
 _THEORY = {
     TRANSFER_RATIO: "A/(B d), Theorem 4.2",
     SCRATCH_RATIO: "N₂‖s₂‖⁴/(σ₂⁴ d), Theorem 4.3",

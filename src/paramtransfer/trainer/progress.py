@@ -15,7 +15,9 @@ class StageProgress(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = int(trainer.estimated_stepping_batches)
-        self._bar = Tqdm(desc=f"{self._stage:<10}", total=total, initial=trainer.global_step, dynamic_ncols=True)
+        self._bar = Tqdm(
+            desc=f"{self._stage:<10}", total=total, initial=trainer.global_step, dynamic_ncols=True, disable=None
+        )
 
     def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
         assert self._bar is not None

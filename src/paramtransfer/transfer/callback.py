@@ -54,15 +54,16 @@ class ParameterTransfer(Callback):
         self._seed = seed
         self._inheritances: WeakKeyDictionary[LightningModule, _Inheritance] = WeakKeyDictionary()
 
-    def preview(self, model: nn.Module, data: object) -> Report:
+    def preview(self, model: nn.Module, data: object, *, explain: bool = True) -> Report:
         """What a model would inherit, without any training; with images, how much of the upstream's features arrives.
 
         Args:
             model: left as it is.
             data: the downstream's data module.
+            explain: whether to measure what arrives: for a trained upstream.
         """
         state, report = self._inherit(model, data)
-        if not isinstance(data, ImageData) or not report.masks or is_transformer(unwrap(model).network):
+        if not explain or not isinstance(data, ImageData) or not report.masks or is_transformer(unwrap(model).network):
             return report
         made = copy.deepcopy(model)
         made.load_state_dict(state)
