@@ -148,7 +148,7 @@ def test_values_of_several_kinds_are_drawn_in_their_order() -> None:
         name: 0.5 for key in ("acc", "acc_without_transfer", "gain") for name in (f"test/{key}", f"test/{key}_sem")
     }
     mixed = ["null", 10, 1.5, True]
-    table = pd.DataFrame([{"x": x, "y": y, **estimates} for x in mixed for y in mixed])
+    table = pd.DataFrame([{"x": x, "y": y, "n": 1, **estimates} for x in mixed for y in mixed])
     for draw in (Curves(x="x", lines="y"), Heatmap(x="x", y="y")):
         axis = draw(sweep(table, "x", "y")).figures["figure"].axes[0]
         assert {label.get_text() for label in axis.get_xticklabels()} == {"null", "10", "1.5", "True"}

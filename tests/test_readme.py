@@ -66,8 +66,8 @@ def test_page_does_what_it_says(
     page: str, tmp_path: Path, run_here: Fixture, runs_of: Fixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every command ends well, and so does every run that it leaves; a sweep comes to what the page says."""
-    for folder in ("photos", "other_photos"):
-        write_folder(tmp_path / folder, train=12)
+    for folder, number in (("photos", 12), ("other_photos", 13)):  # a copy would be refused
+        write_folder(tmp_path / folder, train=number)
     weights = timm.create_model("test_resnet", num_classes=4).state_dict()
     for name in ("mine.pt", "other.pt"):
         torch.save(weights, tmp_path / name)
