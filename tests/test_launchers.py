@@ -210,7 +210,7 @@ def test_job_that_reaches_its_time_limit(
     """Once too often: it says so, and its runs are KILLED, with a checkpoint that the next job goes on from."""
     command = ["-m", "alpha=0.5", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
     command += ["hydra.launcher.timeout_min=5", "hydra.launcher.max_num_timeout=0"]  # submitit: so short, so soon
-    command += ["solver._target_=shared_jobs.SlowSolver", "trainer.checkpoint_minutes=60"]
+    command += ["solver=gram", "solver._target_=shared_jobs.SlowSolver", "trainer.checkpoint_minutes=60"]
     more = ["task.upstream.steps=1000", "task.curve_points=1000"]
     variables = {**slurm, "PYTHONPATH": _path(TESTS), "TEST_GATE": str(tmp_path / "gate")}
     with start(tmp_path, *command, more=more, **variables) as process:

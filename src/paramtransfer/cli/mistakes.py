@@ -35,6 +35,8 @@ def explain(error: Exception, conf: Path) -> str:
         case MissingConfigException(missing_cfg_file=str(path)) if str(error).startswith("Cannot find primary config"):
             return f"--config-name={path}: must be config, or a file in the folder that --config-dir names"
     text = " ".join(str(error).split())
+    if type(error).__module__.startswith("paramtransfer."):  # a job's own refusal
+        return text
     for word in words:
         key = word.partition("=")[0]
         if f"'{word}'" in text and text.startswith("Ambiguous value"):
@@ -82,7 +84,8 @@ def _wrong_words(conf: Path) -> Iterator[str]:
         names = list(dict.fromkeys([*groups, *_keys(config)]))
         for override in overrides:
             key, options = override.key_or_group, loader.get_group_options(override.key_or_group)
-            if override.type is not None and not (override.is_add() or options or key in names):
+            is_known = override.is_add() or options or key in names or key.startswith("hydra.")
+            if override.type is not None and not is_known:
                 yield f"{key}: no such key or group{did_you_mean(key, names)}; --help lists them"
             if options and not override.is_sweep_override() and not isinstance(override.value(), str):
                 yield f"{override.input_line}: must be one of {', '.join(options)}"
