@@ -4,15 +4,14 @@ import os
 import sys
 
 import hydra
-from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 from paramtransfer.cli.arithmetic import register_resolvers
+from paramtransfer.cli.endings import ending
 from paramtransfer.cli.process import CONF, configure_process
 from paramtransfer.cli.streams import lost_output
 from paramtransfer.cli.sweep import closing_sweep
 from paramtransfer.cli.words import as_hydra_reads
-from paramtransfer.errors import ConfigError, StoreError
 from paramtransfer.interrupts import end_gracefully
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's: 1 asks for tracebacks
@@ -32,27 +31,11 @@ def main() -> None:
         if lost := lost_output():
             print(f"all is kept, but {lost}", file=sys.stderr)
             sys.exit(os.EX_IOERR)
-    except ConfigError as error:
-        sys.exit(str(error))
-    except StoreError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
-    except CompactHydraException as error:
-        if wants_traceback:
-            raise
-        from paramtransfer.cli.mistakes import explain
-
-        sys.exit(explain(error, CONF))
     except Exception as error:
-        if not wants_traceback and str(error).startswith("Config group override must be"):
-            from paramtransfer.cli.mistakes import explain
-
-            sys.exit(explain(error, CONF))
-        if wants_traceback or not type(error).__module__.startswith("submitit."):
+        end = ending(error, wants_traceback=wants_traceback)
+        if end is None:
             raise
-        if type(error).__name__ == "FailedSubmissionError":
-            sys.exit(f"hydra/launcher=slurm: the jobs were not handed to SLURM ({' '.join(str(error).split())})")
-        sys.exit(1)  # a job has failed, and the sweep's table says why
+        sys.exit(end)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
