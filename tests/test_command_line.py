@@ -259,3 +259,10 @@ def test_full_output_is_told_by_the_exit_code(tmp_path: Path, runs_of: Fixture) 
     assert process.returncode == os.EX_IOERR
     assert process.stderr == "all is kept, but stdout could not be written (No space left on device)\n"
     assert {run.info.status for runs in runs_of(tmp_path).values() for run in runs} == {"FINISHED"}
+
+
+def test_one_task_starts_a_sweep(command: Fixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of srun's tasks would open a sweep of its own, and their ranks would meet in none."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert "SLURM_STEP_NUM_TASKS=2: must be 1 where a sweep is started" in command("-m", "alpha=0,1")
+    assert not (tmp_path / "mlruns" / "mlflow.db").exists()

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from paramtransfer.cli.process import CONF, FOLDER
 from paramtransfer.cli.root_keys import check_root
-from paramtransfer.errors import StoreError
+from paramtransfer.errors import ConfigError, StoreError
 from paramtransfer.interrupts import Interrupted, begin_closing
 
 if TYPE_CHECKING:
@@ -96,7 +96,13 @@ class SweepCallback(Callback):
         from paramtransfer.tracking.masking import masked
         from paramtransfer.tracking.store import open_store
         from paramtransfer.tracking.sweeps import start_sweep
+        from paramtransfer.trainer.ranks import num_tasks
 
+        if num_tasks() > 1:
+            raise ConfigError(
+                f"SLURM_STEP_NUM_TASKS={num_tasks()}: must be 1 where a sweep is started, not a task of srun for each "
+                "rank; hydra/launcher=slurm hydra.launcher.tasks_per_node starts those of its jobs"
+            )
         if config.hydra.launcher._target_.endswith(".SlurmLauncher") and not shutil.which("srun"):
             raise ValueError("hydra/launcher=slurm: must be used where SLURM is installed, and there is no srun here")
         jobs = sweep_jobs(config)
