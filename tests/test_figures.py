@@ -96,7 +96,7 @@ def test_many_gains_are_counted_with_and_without_allowance() -> None:
     assert "in 2 and 1." in counts
     assert harm_prediction(table) == (
         "Proposition 4.4 predicts harm in 3 of 5 settings, and the gain is below 0 in 1 of them "
-        "(1 after Benjamini-Hochberg). "
+        "(in 1 clearly, after Benjamini-Hochberg). "
         "Of the other 2 it says nothing: the gain is below 0 in 0."
     )
 
