@@ -56,7 +56,7 @@ def split(dataset: Any, **changes: Any) -> ClassSplit:
     )
     settings = {
         "upstream": {"epochs": 1},
-        "downstream": {"epochs": 1, "noise": 0, "fresh_noise": False},
+        "downstream": {"epochs": 1, "per_class": None, "noise": 0, "fresh_noise": False},
         "batch_size": 8,
         "val_share": 0.25,
         "padding": 4,
@@ -435,6 +435,18 @@ def test_few_images_of_a_class(root: Path) -> None:
     assert {part: len(own.labels_N) for part, own in parts.items()} == {"train": 24, "val": 18, "test": 36}
 
 
+def test_few_images_of_a_target_class(root: Path) -> None:
+    """task.downstream.per_class takes some of the target's images, and none of the source's."""
+    downstream = {"epochs": 1, "per_class": 2, "noise": 0, "fresh_noise": False}
+    usual, fewer = split(folder(root, per_class=4)), split(folder(root, per_class=4), downstream=downstream)
+    for side, left in (("upstream", 24), ("downstream", 4)):
+        before, after = (tasks.data(side, seed=0).parts["train"].index_N.tolist() for tasks in (usual, fewer))
+        assert len(after) == left
+        assert set(after) <= set(before)
+    assert usual.identity("upstream") == fewer.identity("upstream")
+    assert usual.identity("baseline") != fewer.identity("baseline")
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -442,7 +454,7 @@ def test_few_images_of_a_class(root: Path) -> None:
         ({"target_classes": ["cat"]}, r"task\.target_classes=\['cat'\]: must be two or more different classes"),
         ({"ratio": 5}, r"task\.ratio=5: must be at most 4: 10 classes, 2 of them targets"),
         (
-            {"downstream": {"epochs": 0, "noise": 0, "fresh_noise": False}},
+            {"downstream": {"epochs": 0, "per_class": None, "noise": 0, "fresh_noise": False}},
             r"task\.downstream\.epochs=0: must be a whole number of at least 1",
         ),
     ],
@@ -482,7 +494,7 @@ def test_normalization() -> None:
 
 def test_target_noise_belongs_to_its_image(root: Path) -> None:
     """A function of seed, split and image: the same in every epoch, batch and stage; on the downstream's side alone."""
-    downstream = {"epochs": 1, "noise": 10, "fresh_noise": False}
+    downstream = {"epochs": 1, "per_class": None, "noise": 10, "fresh_noise": False}
     tasks, plain = (split(folder(root, std=[2, 2, 2]), padding=0, **some) for some in ({"downstream": downstream}, {}))
 
     def noise(part: str, chosen: list[int], seed: int = 0, side: Any = "downstream") -> torch.Tensor:
@@ -503,7 +515,7 @@ def test_target_noise_belongs_to_its_image(root: Path) -> None:
 
 def test_fresh_noise_is_drawn_whenever_an_image_is_seen(root: Path) -> None:
     """Standard deviation in 8-bit units; fixed in tests by the number of the batch."""
-    downstream = {"epochs": 1, "noise": 10, "fresh_noise": True}
+    downstream = {"epochs": 1, "per_class": None, "noise": 10, "fresh_noise": True}
     tasks = split(folder(root, std=[2, 2, 2]), downstream=downstream, padding=0)
     data, plain = (some.data("downstream", seed=0) for some in (tasks, split(folder(root, std=[2, 2, 2]), padding=0)))
     pixels = data.parts["train"].pixels(torch.arange(10))

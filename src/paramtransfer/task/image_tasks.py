@@ -34,7 +34,8 @@ class ImageTasks(ABC):
         model: both architectures.
         optim: what minimizes the loss on minibatches.
         upstream: task 1: `epochs`.
-        downstream: task 2: `epochs`, `noise` (sigma_{p,2}), the standard deviation of Gaussian noise added to all
+        downstream: task 2: `epochs`, `per_class`, the most training images of a class, where its tasks are smaller than
+            `dataset.per_class` makes them (None), `noise` (sigma_{p,2}), the standard deviation of Gaussian noise added to all
             its images before augmentation and normalization, 8-bit units, and `fresh_noise`: whether it is drawn anew
             whenever an image is seen, which makes it an augmentation, and not once for each image.
         batch_size: images of a training step.
@@ -69,6 +70,8 @@ class ImageTasks(ABC):
             "upstream": whole("task.upstream.epochs", upstream["epochs"], at_least=1),
             "downstream": whole("task.downstream.epochs", downstream["epochs"], at_least=1),
         }
+        few = downstream["per_class"]
+        self.per_class = None if few is None else whole("task.downstream.per_class", few, at_least=2)
         self.noise = number("task.downstream.noise", downstream["noise"], at_least=0)
         self.fresh_noise = flag("task.downstream.fresh_noise", downstream["fresh_noise"])
         self.batch_size = whole("task.batch_size", batch_size, at_least=2)
@@ -124,7 +127,7 @@ class ImageTasks(ABC):
         fixed, fresh = (0.0, noise) if self.fresh_noise else (noise, 0.0)
         return ImageTask(
             dataset=dataset,
-            parts=self._parts(dataset, classes, seed, fixed),
+            parts=self._parts(dataset, classes, seed, fixed, self.per_class if side == "downstream" else None),
             classes=classes,
             view=View(size=self.input_size or dataset.size, padding=self.padding, noise=fresh),
             side=side,
@@ -133,7 +136,9 @@ class ImageTasks(ABC):
             batch_size=self.batch_size,
         )
 
-    def _parts(self, dataset: Images, classes: Sequence[str], seed: int, noise: float) -> dict[str, Part]:
+    def _parts(
+        self, dataset: Images, classes: Sequence[str], seed: int, noise: float, per_class: int | None
+    ) -> dict[str, Part]:
         """A part of each class's training images to choose by, and of the others those to train on, both drawn."""
         train, val, test = [], [], []
         for name in classes:
@@ -146,7 +151,7 @@ class ImageTasks(ABC):
             order = stream(f"images {name}", seed=seed).permutation(found)
             num_val = min(max(1, round(self.val_share * len(order))), len(order) - 1)
             val.append(order[:num_val])
-            train.append(order[num_val:][: dataset.per_class])
+            train.append(order[num_val:][: dataset.per_class][:per_class])
             test.append(tested)
         _say_uneven(dataset, classes, train, val, test)
         labels = range(len(classes))
@@ -169,7 +174,7 @@ class ImageTasks(ABC):
             "input_size": self.input_size,
         }
         if stage != "upstream":
-            own = {"noise": self.noise, "fresh_noise": self.fresh_noise}
+            own = {"per_class": self.per_class, "noise": self.noise, "fresh_noise": self.fresh_noise}
             shared["downstream"] = {"epochs": self.epochs["downstream"], **own}
         if stage != "baseline":
             shared["upstream"] = {"epochs": self.epochs["upstream"]}
