@@ -40,6 +40,8 @@ class Classifier(LightningModule):
 class Data(LightningDataModule):
     """Images whose statistics are far from those of a fresh network."""
 
+    classes = ("0", "1")
+
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)

@@ -22,15 +22,28 @@ def output(preactivations_RNF: Tensor) -> Tensor:
     return torch.relu(preactivations_RNF) @ second_layer_F
 
 
+def aligned(filters_RJMD: Tensor, *, together: bool = False) -> Tensor:
+    """Filters of their own lengths along the first of each sign, or of all: (R, J, M, D)."""
+    first = filters_RJMD[:, :1, :1] if together else filters_RJMD[:, :, :1]
+    lengths_RJM1: Tensor = torch.linalg.vector_norm(filters_RJMD, dim=-1, keepdim=True)
+    return lengths_RJM1 * nn.functional.normalize(first, dim=-1)
+
+
 class TwoLayerCNN(nn.Module):
-    """R independent two-layer CNNs; `filters` (R, J, M, D) are all their parameters."""
+    """R independent two-layer CNNs; `filters` (R, J, M, D) are all their parameters.
+
+    Args:
+        filters_RJMD: their start.
+        dim: d, where D coordinates stand for more; None: D.
+    """
 
     # The dimension of each parameter that counts filters: transfer needs no more of the architecture.
     filter_dims: ClassVar = {"filters": 2}
 
-    def __init__(self, filters_RJMD: Tensor) -> None:
+    def __init__(self, filters_RJMD: Tensor, *, dim: int | None = None) -> None:
         super().__init__()
         self.filters = nn.Parameter(filters_RJMD)
+        self.filter_widths = {"filters": dim or filters_RJMD.shape[-1]}
 
     def forward(self, x_RNPD: Tensor) -> Tensor:
         """f(W; x): (R, N)."""
@@ -39,6 +52,7 @@ class TwoLayerCNN(nn.Module):
 
 class _Drawn(Protocol):
     initial_RFD: Tensor
+    ambient_dim: int
 
     def carry(self, upstream: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
@@ -65,11 +79,12 @@ class TwoLayerCNNs:
 
     def build(self, data: _Drawn) -> TwoLayerCNN:
         """A fresh network for a stage whose data module has drawn `initial_RFD`, standard normal filters."""
-        return TwoLayerCNN(self.init_std * torch.unflatten(data.initial_RFD, 1, (2, self.filters)))
+        filters_RJMD = self.init_std * torch.unflatten(data.initial_RFD, 1, (2, self.filters))
+        return TwoLayerCNN(filters_RJMD, dim=data.ambient_dim)
 
     def upstream(self, state: Mapping[str, Tensor] | None, data: _Drawn) -> TwoLayerCNN:
         """The upstream network in the coordinates of the downstream's data; untrained, any network of that shape."""
-        return self.build(data) if state is None else TwoLayerCNN(data.carry(state)["filters"])
+        return self.build(data) if state is None else TwoLayerCNN(data.carry(state)["filters"], dim=data.ambient_dim)
 
     def foreign(self, read_run: Callable[[str], dict[str, Tensor]], *, download: bool = True) -> None:
         """The upstream is always trained."""

@@ -90,14 +90,11 @@ class ImageTasks(ABC):
         data = {side: self.data(side, seed=seed, replicates=replicates) for side in SIDES.values()}
         network = self.model.build(data["downstream"])
         self._try(network, data["downstream"])
-        if transfer.needs_upstream:
-            upstream = self.model.upstream(None, data["upstream"])
-            if self.model.weights is None:
-                self._try(upstream, data["upstream"])
-            if transfer.needs_images:
-                transfer(upstream, network, seed=seed, images=lambda device: [_probe(data["downstream"], device)])
-            else:
-                transfer(upstream, network, seed=seed)
+        upstream = self.model.upstream(None, data["upstream"]) if transfer.needs_upstream else network
+        if transfer.needs_upstream and self.model.weights is None:
+            self._try(upstream, data["upstream"])
+        target = (lambda device: [_probe(data["downstream"], device)]) if transfer.needs_target else None
+        transfer(upstream, network, seed=seed, target=target)
         say(*self.model.one_sided())
 
     def _try(self, network: nn.Module, data: ImageTask) -> None:

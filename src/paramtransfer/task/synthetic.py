@@ -120,6 +120,15 @@ class SyntheticTask(StageData):
         return self._draw.initial_RFD
 
     @property
+    def ambient_dim(self) -> int:
+        """d, whatever the coordinates."""
+        return self.tasks.dataset.dim
+
+    def calibration_batches(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """All training samples as the network sees them, (R, N, P, D), and their labels -1 and 1, (R, N)."""
+        yield self._draw.samples.patches().to(device), self._draw.samples.labels_RN.to(device)
+
+    @property
     def setting(self) -> theory.Setting:
         """The task as the theory sees it, alone."""
         return self.tasks.setting("upstream" if self.side == "upstream" else "baseline", alpha=0.0)

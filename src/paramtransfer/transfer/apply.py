@@ -1,4 +1,4 @@
-"""How: inherited slices are copied as they are, and every tensor is accounted for."""
+"""How: inherited slices are copied, and every tensor is accounted for."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,17 @@ from paramtransfer.transfer.plan import Pairing, Plan, State
 from paramtransfer.transfer.report import Inherited, Report
 
 Select = Callable[[Axis | None, int, int], tuple[Tensor, Tensor]]
+Land = Callable[[Pairing, Tensor, Tensor], Tensor]
 
 
-def inherit(plan: Plan, upstream: State, fresh: State, select: Select) -> tuple[dict[str, Tensor], Report]:
+def as_it_is(pairing: Pairing, taken: Tensor, fresh: Tensor) -> Tensor:
+    """The upstream's numbers."""
+    return taken
+
+
+def inherit(
+    plan: Plan, upstream: State, fresh: State, select: Select, land: Land = as_it_is
+) -> tuple[dict[str, Tensor], Report]:
     """The downstream model's new state, in new tensors, and the account of it, with a mask of what was inherited.
 
     Args:
@@ -20,6 +28,7 @@ def inherit(plan: Plan, upstream: State, fresh: State, select: Select) -> tuple[
         upstream: state of the trained upstream model.
         fresh: state of the fresh downstream model.
         select: positions along a dimension, here and upstream, given its axis and its two sizes.
+        land: what a slice becomes, given the upstream's numbers and the fresh ones at its place, in the same shape.
 
     Raises:
         ValueError: a state that is not of the models that the plan was made from.
@@ -30,12 +39,14 @@ def inherit(plan: Plan, upstream: State, fresh: State, select: Select) -> tuple[
     _check_state("the upstream's", upstream, {p.upstream: p.upstream_shape for p in plan if p.upstream is not None})
     state, rows = {}, []
     for pairing in plan:
-        state[pairing.target], row = _inherit_tensor(pairing, upstream, fresh, select)
+        state[pairing.target], row = _inherit_tensor(pairing, upstream, fresh, select, land)
         rows.append(row)
     return state, Report(rows)
 
 
-def _inherit_tensor(pairing: Pairing, upstream: State, fresh: State, select: Select) -> tuple[Tensor, Inherited]:
+def _inherit_tensor(
+    pairing: Pairing, upstream: State, fresh: State, select: Select, land: Land
+) -> tuple[Tensor, Inherited]:
     tensor = fresh[pairing.target].clone()
     mask = torch.zeros(pairing.shape, dtype=torch.bool)
     counted = [dim for dim, axis in enumerate(pairing.axes) if axis is not None and axis.counted]
@@ -45,7 +56,8 @@ def _inherit_tensor(pairing: Pairing, upstream: State, fresh: State, select: Sel
         here, there = zip(*(select(*size) for size in sizes), strict=True)
         taken = upstream[pairing.upstream].view(pairing.upstream_shape)[torch.meshgrid(*there, indexing="ij")]
         place = torch.meshgrid(*here, indexing="ij")
-        tensor.view(pairing.shape)[place] = taken.to(tensor)
+        into = tensor.view(pairing.shape)
+        into[place] = land(pairing, taken.to(tensor), into[place])
         mask[place] = True
         filters = sum(len(here[dim]) for dim in counted)
     return tensor, Inherited(

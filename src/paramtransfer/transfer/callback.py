@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
-from paramtransfer.transfer.explained_variance import ImageData, explained_variance
+from paramtransfer.transfer.explained_variance import ImageData, TargetData, explained_variance
 from paramtransfer.transfer.reader import head_of
 from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.rules import TransferRule
@@ -71,10 +71,10 @@ class ParameterTransfer(Callback):
         return Report(report.rows, explained=explained_variance(self._upstream, made, images))
 
     def _inherit(self, model: nn.Module, data: object) -> tuple[dict[str, Tensor], Report]:
-        if not self._rule.needs_images:
+        if not self._rule.needs_target:
             return self._rule(self._upstream, model, seed=self._seed)
-        images = _image_data(data, self._rule.label).calibration_batches
-        return self._rule(self._upstream, model, seed=self._seed, images=images)
+        target = _target_data(data, self._rule.label).calibration_batches
+        return self._rule(self._upstream, model, seed=self._seed, target=target)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or pl_module in self._inheritances:
@@ -167,6 +167,14 @@ def _model(pl_module: LightningModule) -> nn.Module:
 
 def _data_of(trainer: Trainer) -> object:
     return getattr(trainer, "datamodule", None)
+
+
+def _target_data(data: object, key: str) -> TargetData:
+    if not isinstance(data, TargetData):
+        raise ValueError(
+            f"{key}: must be left out without an ImageTask as data, or a SyntheticTask, whose samples it needs"
+        )
+    return data
 
 
 def _image_data(data: object, key: str) -> ImageData:

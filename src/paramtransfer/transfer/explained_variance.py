@@ -3,7 +3,7 @@
 Shape letters: B images of a batch, C channels, H height, W width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -16,17 +16,24 @@ _RIDGES = (1e-4, 1e-2, 1.0)
 """Penalties of the regression, in units of the mean square of its inputs; the best one counts."""
 
 Labelled = tuple[Tensor, Tensor]
-"""Images (B, C, H, W) as a network sees them, and their labels (B,)."""
-Images = Callable[[torch.device], Iterable[Labelled]]
-"""Some of the target's training images, on a device."""
+"""Images (B, C, H, W) as a network sees them with labels (B,), or samples (R, N, P, D) with labels -1 and 1 (R, N)."""
+Target = Callable[[torch.device], Iterable[Labelled]]
+"""Some of the target's training samples, on a device."""
 
 
 @runtime_checkable
-class ImageData(Protocol):
-    """A data module that can show some of its training images."""
+class TargetData(Protocol):
+    """A data module that can show some of its training samples."""
 
     def calibration_batches(self, device: torch.device) -> Iterable[Labelled]:
         """Batches without augmentation."""
+
+
+@runtime_checkable
+class ImageData(TargetData, Protocol):
+    """One whose samples are images."""
+
+    classes: Sequence[str]
 
 
 def common_levels(upstream: nn.Module, downstream: nn.Module) -> dict[str, tuple[str, str]]:

@@ -52,6 +52,11 @@ class Layer:
     """`weight`, `bias`, and of what follows it `norm1.weight` and so on (batch norms), `scale2.gamma` (others)."""
 
     @property
+    def groups(self) -> int:
+        """Groups of a convolution; 1 for a depthwise one, and for all others."""
+        return next((part for part in self.kind if isinstance(part, int)), 1)
+
+    @property
     def filters(self) -> LayerTensor | None:
         """The tensor that holds filters; a norm or a scale has none."""
         tensor = self.tensors.get("weight")

@@ -34,6 +34,10 @@ class Pairing:
     """One for each dimension; None stands for a dimension that is copied whole."""
     upstream_axes: tuple[Axis | None, ...] = ()
     """Likewise, as the upstream's layout names them; empty where nothing asks for them."""
+    role: str = ""
+    """What the target is to its layer, as in `Layer.tensors`; empty where the layer is neither filters nor a norm."""
+    groups: int = 1
+    """Of a weight: how many groups its filters come in, each with inputs of its own; depthwise ones count as one."""
     reason: str = ""
     """Why the target stays fresh."""
 
@@ -42,11 +46,10 @@ Plan = list[Pairing]
 """One pairing for every tensor of the downstream model's state dict, in its order."""
 
 
-def plan_nothing(downstream: nn.Module) -> Plan:
+def plan_nothing(downstream: nn.Module, *, reason: str = "nothing is inherited") -> Plan:
     """Everything stays fresh."""
     return [
-        Pairing(target=name, shape=_shape(tensor), reason="nothing is inherited")
-        for name, tensor in downstream.state_dict().items()
+        Pairing(target=name, shape=_shape(tensor), reason=reason) for name, tensor in downstream.state_dict().items()
     ]
 
 
@@ -117,7 +120,11 @@ def _pair(here: Layout, partners: Partners, states: tuple[State, State], batchno
             reason = _stays_fresh(role, partner, batchnorm)
             found = None if partner is None or reason else partner.tensors[role]
             reason = reason or _mismatch(tensor, shape, found, trained)
-            pairing = Pairing(target=tensor.name, shape=shape, axes=tensor.axes, reason=reason)
+            known = role if layer.filters is not None or role.startswith("norm") else ""
+            groups = layer.groups if role == "weight" else 1
+            pairing = Pairing(
+                target=tensor.name, shape=shape, axes=tensor.axes, role=known, groups=groups, reason=reason
+            )
             if found is not None and not reason:
                 pairing = replace(
                     pairing,
