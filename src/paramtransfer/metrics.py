@@ -24,6 +24,18 @@ PRODUCTS = "train/products"
 LEAP_ERROR = "train/leap_error"
 """The largest error that one of its leaps was estimated to have, in margins; relative where they are above 1."""
 
+INHERITING = "choice/inheriting"
+"""Share of the replicates whose chosen start inherits (`transfer=chosen`)."""
+CHOICE_WRONG = "choice/wrong"
+"""The chance that another start would have been better than the chosen one, mean over replicates."""
+CHOICE_SECONDS = "time/choice"
+"""What choosing took."""
+
+HINDSIGHT = "hindsight"
+"""Before a candidate's name: its test accuracy, looked up after the choice (`transfer.hindsight=true`)."""
+ABOVE = "chosen_above"
+"""Before a candidate's name: how far the chosen start's accuracy is above its own; a standard error is beside it."""
+
 ERROR = "test/error_tail"
 """Test error as an integral (`task.tail_error=true`); its standard error is beside it, see `sem_of`."""
 LOG_ERROR = "test/log_error_tail"
@@ -52,6 +64,16 @@ class Values(Protocol):
 def sem_of(name: str) -> str:
     """The name of a value's standard error."""
     return f"{name}_sem"
+
+
+def of_candidate(name: str, candidate: str) -> str:
+    """The name of a value of one of the starts that were compared, as MLflow takes it: `hindsight/alpha 0.5`.
+
+    Args:
+        name: `HINDSIGHT` or `ABOVE`.
+        candidate: its label.
+    """
+    return f"{name}/{candidate.replace('α', 'alpha').replace('=', ' ')}"
 
 
 def dynamics(name: str) -> str:

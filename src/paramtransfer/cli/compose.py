@@ -76,6 +76,8 @@ def _make_job(config: DictConfig) -> Job:
         ["upstream", "baseline", "downstream"] if transfer.needs_upstream else ["baseline", "downstream"]
     )
     tasks.check(transfer, root.seed, root.replicates)
+    if hasattr(transfer, "check_target"):
+        transfer.check_target(tasks.data("downstream", seed=root.seed, replicates=root.replicates))
     for side in {SIDES[stage] for stage in stages}:
         trainer.check(tasks.data(side, seed=root.seed, replicates=root.replicates))
     identities = {}

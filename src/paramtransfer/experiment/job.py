@@ -3,6 +3,7 @@
 Shape letters: R replicates, N test points.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -70,6 +71,16 @@ class Job:
     def alpha(self) -> float:
         """The share inherited, as the theory sees it: 0 without an upstream."""
         return self.transfer.alpha if "upstream" in self.stages else 0.0
+
+    @property
+    def verdict(self) -> str:
+        """What the theory predicts, in words; nothing where it does not speak of the rule."""
+        return "" if math.isnan(self.alpha) else self.tasks.verdict(self.alpha)
+
+    def theory(self, stage: Stage) -> Mapping[str, float]:
+        """The theory's values for a stage; none where it does not speak of the rule."""
+        seen: Stage = stage if "upstream" in self.stages else "baseline"  # without an upstream, task 1 is nobody's
+        return {} if math.isnan(self.alpha) else self.tasks.theory(seen, self.transfer.alpha)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,5 +29,4 @@ def outcome(job: Job, stage: Stage, hits_RN: Tensor, baseline_hits_RN: Tensor | 
         estimates |= {BASELINE_ACCURACY: accuracy(baseline_hits_RN), GAIN: paired_gain(hits_RN, baseline_hits_RN)}
     metrics = {name: estimate.mean for name, estimate in estimates.items()}
     metrics |= {sem_of(name): estimate.sem for name, estimate in estimates.items()}
-    seen: Stage = stage if "upstream" in job.stages else "baseline"  # without an upstream, task 1 is nobody's
-    return {**metrics, **job.tasks.theory(seen, job.transfer.alpha)}
+    return {**metrics, **job.theory(stage)}

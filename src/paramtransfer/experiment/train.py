@@ -12,11 +12,15 @@ from paramtransfer.experiment.run_description import describe
 from paramtransfer.stage import SIDES, Stage
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.results import Result
+from paramtransfer.tracking.store import DESCRIPTION
 from paramtransfer.trainer.checkpoints import Checkpoints
 from paramtransfer.trainer.ranks import Order
 from paramtransfer.training.fit import StageModule, fit_and_test
 from paramtransfer.transfer.callback import ParameterTransfer
 from paramtransfer.transfer.report import Report
+
+INHERITED = "inherited"
+"""The tag of what a downstream run inherited, in one line."""
 
 
 def train(job: Job, stage: Stage, session: Session, run_id: str, earlier: Mapping[Stage, StageResult]) -> StageResult:
@@ -41,10 +45,12 @@ def train(job: Job, stage: Stage, session: Session, run_id: str, earlier: Mappin
     result = Result(state=state, hits_RN=module.hits)
     baseline_hits_RN = earlier["baseline"].hits_RN if stage == "downstream" else None
     metrics = {**module.metrics, **outcome(job, stage, result.hits_RN, baseline_hits_RN)}
+    metrics |= report.compared.metrics if report is not None and report.compared is not None else {}
     inherited = report.summary if report is not None else ""
     links = {other: session.store.link(other, found.run_id) for other, found in earlier.items()}
     description = describe(stage, metrics, result.hits_RN.shape, inherited=inherited, links=links)
-    session.finish(run_id, result, metrics=metrics, files=_files(job, report), description=description)
+    tags = {DESCRIPTION: description, **({INHERITED: inherited} if inherited else {})}
+    session.finish(run_id, result, metrics=metrics, files=_files(job, report), tags=tags)
     checkpoints.clear()
     return StageResult(run_id=run_id, metrics=metrics, state=state, hits_RN=result.hits_RN, reused=False)
 
@@ -79,6 +85,7 @@ def _fit(job: Job, order: Order, logger: Logger | None, checkpoints: Checkpoints
         inheritance=inheritance,
         others=[checkpoints],
         make_trainer=lambda callbacks: job.trainer(order.stage, epochs=data.epochs, logger=logger, callbacks=callbacks),
+        make_trial=lambda epochs: job.trainer(order.stage, epochs=epochs, logger=None, callbacks=[]),
         checkpoint=order.checkpoint,
     )
     return module, None if inheritance is None else inheritance.report
@@ -88,6 +95,5 @@ def _files(job: Job, report: Report | None) -> dict[str, str]:
     """What a downstream run keeps beside its result."""
     if report is None:
         return {}
-    verdict = job.tasks.verdict(job.alpha)
     account = json.dumps(report.as_dict(), indent=1, ensure_ascii=False) + "\n"
-    return {"transfer.json": account, **({"theory.txt": f"{verdict}\n"} if verdict else {})}
+    return {"transfer.json": account, **({"theory.txt": f"{job.verdict}\n"} if job.verdict else {})}

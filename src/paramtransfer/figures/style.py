@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
@@ -77,6 +78,13 @@ def label(key: str) -> str:
 def symbol(key: str) -> str:
     """A key as it stands in a legend: its symbol where it has one."""
     return _LABELS.get(key, key).split()[-1]
+
+
+def ordered(num: int) -> Sequence[str]:
+    """As many colours, told apart by colour-blind readers; of many, from dark to light."""
+    if num <= len(COLOURS):
+        return COLOURS[:num]
+    return [to_hex(colour) for colour in matplotlib.colormaps["viridis"](np.linspace(0, 0.9, num))]
 
 
 def panels(num: int) -> tuple[Figure, Sequence[Axes]]:

@@ -27,7 +27,6 @@ from paramtransfer.tracking.sweeps import NOT_STARTED, JobRecord
 
 if TYPE_CHECKING:
     from paramtransfer.experiment.job import Job, StageResult
-    from paramtransfer.transfer.report import Report
 
 _WIDTH = 120  # of tables in a file or a pipe
 _NARROW = 60  # a terminal that has no room for frames
@@ -42,13 +41,13 @@ _BALANCED: tuple[tuple[str, Stage, str], ...] = (
 )
 
 
-def print_job(job: "Job", results: "Mapping[Stage, StageResult]", inherited: "Report", *, seconds: float) -> None:
+def print_job(job: "Job", results: "Mapping[Stage, StageResult]", inherited: str, *, seconds: float) -> None:
     """Print the table of one job, what the theory says of it, and how to go on.
 
     Args:
         job: what was run.
         results: how its stages ended.
-        inherited: the account of the transfer.
+        inherited: what the transfer did, in a line.
         seconds: since the process was started.
     """
     console = Console(highlight=False)
@@ -60,9 +59,9 @@ def print_job(job: "Job", results: "Mapping[Stage, StageResult]", inherited: "Re
     repeated = (
         f"{replicates} replicates" if replicates > 1 else "1 replicate (s.e. over test samples; sweep seed for more)"
     )
-    console.print(f"n = {repeated} × {num_test} test samples; {inherited.summary}")
-    if verdict := job.tasks.verdict(job.alpha):
-        console.print(verdict)
+    console.print(f"n = {repeated} × {num_test} test samples; {inherited}")
+    if job.verdict:
+        console.print(job.verdict)
     console.print(f"Done in {seconds:.1f} s. Compare the runs in the browser: make ui")
 
 
@@ -124,7 +123,8 @@ def _sweep_table(table: pd.DataFrame, keys: Sequence[str], failed: Sequence[JobR
         estimates = [as_text(row, name) for name in (BASELINE_ACCURACY, ACCURACY, GAIN)]
         cells = [*(str(row[key]) for key in keys), *estimates, f"{p:.2g}", str(int(row["n"]))]
         if has_theory:
-            cells += [f"{row[TRANSFER_RATIO]:.3g}", "harm" if row[HARM_PREDICTED] else "–"]
+            ratio, harm = row[TRANSFER_RATIO], row[HARM_PREDICTED]
+            cells += ["–", "–"] if pd.isna(ratio) else [f"{ratio:.3g}", "harm" if harm else "–"]
         shown.add_row(*cells)
     for record in failed:
         shown.add_row(*(str(record.overrides.get(key)) for key in keys), "failed")

@@ -35,9 +35,9 @@ class ImageTasks(ABC):
         optim: what minimizes the loss on minibatches.
         upstream: task 1: `epochs`.
         downstream: task 2: `epochs`, `per_class`, the most training images of a class, where its tasks are smaller than
-            `dataset.per_class` makes them (None), `noise` (sigma_{p,2}), the standard deviation of Gaussian noise added to all
-            its images before augmentation and normalization, 8-bit units, and `fresh_noise`: whether it is drawn anew
-            whenever an image is seen, which makes it an augmentation, and not once for each image.
+            `dataset.per_class` makes them (None), `noise` (sigma_{p,2}), the standard deviation of Gaussian noise added
+            to all its images before augmentation and normalization, 8-bit units, and `fresh_noise`: whether it is drawn
+            anew whenever an image is seen, which makes it an augmentation, and not once for each image.
         batch_size: images of a training step.
         val_share: share of each class's training images that is kept to choose by.
         padding: of random crops in training, pixels.

@@ -120,6 +120,11 @@ class SyntheticTask(StageData):
         return self._draw.initial_RFD
 
     @property
+    def samples(self) -> Samples:
+        """The training samples."""
+        return self._draw.samples
+
+    @property
     def ambient_dim(self) -> int:
         """d, whatever the coordinates."""
         return self.tasks.dataset.dim

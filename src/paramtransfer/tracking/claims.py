@@ -25,7 +25,7 @@ from paramtransfer.tracking.masking import masked, reason_of
 from paramtransfer.tracking.patience import patiently
 from paramtransfer.tracking.results import Result
 from paramtransfer.tracking.runs import RunRecord
-from paramtransfer.tracking.store import DESCRIPTION, Store
+from paramtransfer.tracking.store import Store
 
 _POLL_SECONDS = 2.0
 _LONGEST_NAME = 250  # that an SQL server takes
@@ -250,7 +250,7 @@ class Session:
         *,
         metrics: Mapping[str, float],
         files: Mapping[str, str],
-        description: str = "",
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         """Write what a stage ends with, then mark its run FINISHED; kept on disk where the store does not take it.
 
@@ -259,7 +259,7 @@ class Session:
             result: weights and hits.
             metrics: final values.
             files: texts by name.
-            description: Markdown, for the run's page.
+            tags: those that follow from them.
 
         Raises:
             StoreError: it cannot be kept on disk either.
@@ -270,7 +270,7 @@ class Session:
         for name, content in files.items():
             outbox.keep_text(name, content)
         outbox.log(metrics, step=0)
-        self.end(run_id, "FINISHED", {DESCRIPTION: description} if description else {})
+        self.end(run_id, "FINISHED", tags)
         if isinstance(outbox.gone, LostRun):
             raise outbox.gone
 

@@ -71,6 +71,10 @@ class FullBatchTraining(StageModule):
         self._hits: list[Tensor] = []
         self.metrics: dict[str, float] = {}
 
+    def solver(self, model: TwoLayerCNN, samples: Samples, *, scale: float = 1.0) -> Solver:
+        """What trains a model on samples, `scale` times the step size a step."""
+        return self._make_solver(model, samples, scale * self._optim.lr)
+
     def configure_optimizers(self) -> list[Optimizer]:
         """The solver takes the steps."""
         return []
@@ -78,7 +82,7 @@ class FullBatchTraining(StageModule):
     def training_step(self, batch: FullBatch, batch_idx: int) -> None:
         started = time.perf_counter()
         if self._solver is None:
-            self._solver = self._make_solver(self.model, batch.samples, self._optim.lr)
+            self._solver = self.solver(self.model, batch.samples)
             if self._state:
                 self._solver.resume(self._state)
             if self._dynamics:

@@ -124,6 +124,11 @@ class Supervised(StageModule):
         for name, right in self._right.items():
             self._log(name, torch.cat(right).float().mean().item())
 
+    @property
+    def validation_hits_N(self) -> Tensor:
+        """Which validation images were right after the last epoch: (N,) of bool."""
+        return torch.cat(self._right[VALIDATION_CURVE]).cpu()
+
     def on_test_start(self) -> None:
         self._right, self._tested = {}, []
 

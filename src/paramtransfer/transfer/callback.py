@@ -1,8 +1,9 @@
 """The Lightning callback that lets a fresh model inherit before its first step."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,12 +13,33 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 
-from paramtransfer.transfer.explained_variance import ImageData, TargetData, explained_variance
+from paramtransfer.transfer.explained_variance import ImageData, Target, TargetData, explained_variance
 from paramtransfer.transfer.reader import head_of
 from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.rules import TransferRule
 from paramtransfer.transfer.start import match
 from paramtransfer.transfer.wrapped_models import is_transformer, unwrap
+
+State = dict[str, Tensor]
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """A rule that compares starts on the target's training data before the training."""
+
+    def choose(
+        self,
+        starts: Sequence[tuple[State, Report]],
+        module: LightningModule,
+        data: object,
+        make_trial: Callable[[int], Trainer],
+    ) -> tuple[State, Report]:
+        """The start that is kept."""
+
+    def starts(
+        self, upstream: nn.Module, downstream: nn.Module, *, seed: int, target: Target | None = None
+    ) -> list[tuple[State, Report]]:
+        """What is compared."""
 
 
 @dataclass
@@ -52,7 +74,14 @@ class ParameterTransfer(Callback):
         self._rule = rule
         self._upstream = upstream
         self._seed = seed
+        self._chosen: tuple[State, Report] | None = None
         self._inheritances: WeakKeyDictionary[LightningModule, _Inheritance] = WeakKeyDictionary()
+
+    def compare(self, module: LightningModule, data: object, make_trial: Callable[[int], Trainer]) -> None:
+        """Let a rule that chooses among starts try them out, with trainers for so many epochs."""
+        if isinstance(self._rule, Choosing):
+            starts = self._rule.starts(self._upstream, _model(module), seed=self._seed, **self._target(data))
+            self._chosen = self._rule.choose(starts, module, data, make_trial)
 
     def preview(self, model: nn.Module, data: object, *, explain: bool = True) -> Report:
         """What a model would inherit, without any training; with images, how much of the upstream's features arrives.
@@ -71,10 +100,13 @@ class ParameterTransfer(Callback):
         return Report(report.rows, explained=explained_variance(self._upstream, made, images))
 
     def _inherit(self, model: nn.Module, data: object) -> tuple[dict[str, Tensor], Report]:
+        return self._rule(self._upstream, model, seed=self._seed, **self._target(data))
+
+    def _target(self, data: object) -> dict[str, Target]:
+        """The target's samples, for a rule that looks at them."""
         if not self._rule.needs_target:
-            return self._rule(self._upstream, model, seed=self._seed)
-        target = _target_data(data, self._rule.label).calibration_batches
-        return self._rule(self._upstream, model, seed=self._seed, target=target)
+            return {}
+        return {"target": _target_data(data, self._rule.label).calibration_batches}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or pl_module in self._inheritances:
@@ -84,7 +116,7 @@ class ParameterTransfer(Callback):
             _image_data(data, "transfer.batchnorm=recalibrate")
         if start.match_steps:
             _image_data(data, f"transfer.match_steps={start.match_steps}")
-        state, report = self._inherit(model, data)
+        state, report = self._chosen or self._inherit(model, data)
         model.load_state_dict(state)
         parameters = dict(model.named_parameters())
         head = head_of(model) if start.head_epochs else frozenset[str]()

@@ -1,11 +1,25 @@
 """What was inherited: the account of every tensor of the downstream model."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+
+from paramtransfer.metrics import (
+    ABOVE,
+    CHOICE_SECONDS,
+    CHOICE_WRONG,
+    HINDSIGHT,
+    INHERITING,
+    of_candidate,
+    sem_of,
+)
+from paramtransfer.transfer.choice import Choice
 
 _WIDTH = 140  # columns that full names need
 
@@ -44,6 +58,66 @@ class Inherited:
         return "inherited" if self.elements == self.of_elements else "partly inherited"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """How the start was chosen, for each replicate."""
+
+    candidates: Sequence[str]
+    """Names, the default first."""
+    choices: Sequence[Choice]
+    seconds: float
+    """What the comparison took."""
+    accuracies_RC: Tensor | None = None
+    """Test accuracies of all candidates, looked up after the choice; None where nobody has asked."""
+
+    @property
+    def summary(self) -> str:
+        """What was kept and what that is worth, in one line."""
+        kept = Counter(self.candidates[choice.index] for choice in self.choices)
+        texts = [f"{name} ({num} of {len(self.choices)})" for name, num in kept.most_common()]
+        verdicts = Counter(choice.verdict for choice in self.choices)
+        says = ", ".join(f"{verdict} ({num})" for verdict, num in verdicts.most_common())
+        return f"chosen on the target's training data: {', '.join(texts)}; verdict: {says}"
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Means over replicates."""
+        means = {
+            CHOICE_SECONDS: self.seconds,
+            CHOICE_WRONG: fmean(choice.wrong for choice in self.choices),
+            INHERITING: fmean(choice.inherits for choice in self.choices),
+        }
+        return means | (self._in_hindsight(self.accuracies_RC) if self.accuracies_RC is not None else {})
+
+    def _in_hindsight(self, accuracies_RC: Tensor) -> dict[str, float]:
+        """Each candidate's test accuracy, and how far above it the choice is."""
+        chosen_R = accuracies_RC[torch.arange(len(accuracies_RC)), [choice.index for choice in self.choices]]
+        metrics = {}
+        for name, accuracy_R in zip(self.candidates, accuracies_RC.T, strict=True):
+            above_R = chosen_R - accuracy_R
+            above = of_candidate(ABOVE, name)
+            metrics[of_candidate(HINDSIGHT, name)] = accuracy_R.mean().item()
+            metrics[above] = above_R.mean().item()
+            metrics[sem_of(above)] = above_R.std().item() / len(above_R) ** 0.5 if len(above_R) > 1 else 0.0
+        return metrics
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values, for a file."""
+        replicates = [
+            {
+                "kept": self.candidates[choice.index],
+                "wrong": choice.wrong,
+                "verdict": choice.verdict,
+                "differences": [
+                    {"candidate": name, "mean": mean, "sem": sem}
+                    for name, (mean, sem) in zip(self.candidates, choice.differences, strict=True)
+                ],
+            }
+            for choice in self.choices
+        ]
+        return {"seconds": self.seconds, "replicates": replicates}
+
+
 @dataclass(frozen=True)
 class Report:
     """One row for every tensor of the downstream model; printed, a table."""
@@ -51,10 +125,18 @@ class Report:
     rows: list[Inherited]
     explained: Mapping[str, float] = field(default_factory=dict)
     """Share of the variance of each of the upstream's levels that is found in the downstream's before training."""
+    compared: Compared | None = None
+    """Of `transfer=chosen`: how the start was chosen."""
+    candidates: Sequence[str] = ()
+    """Of the same before anything is compared: what will be."""
 
     @property
     def summary(self) -> str:
         """What was inherited, in one line."""
+        if self.compared is not None:
+            return self.compared.summary
+        if self.candidates:
+            return f"to be chosen on the target's training data: {', '.join(self.candidates)}"
         weights = [row for row in self.rows if row.of_elements > row.of_filters > 0]  # not what goes with filters
         filters, of_filters = sum(row.filters for row in weights), sum(row.of_filters for row in weights)
         elements, of_elements = sum(row.elements for row in self.rows), sum(row.of_elements for row in self.rows)
@@ -96,4 +178,5 @@ class Report:
             }
             for row in self.rows
         ]
-        return {"summary": self.summary, "tensors": tensors, "explained": dict(self.explained)}
+        compared = {} if self.compared is None else {"compared": self.compared.as_dict()}
+        return {"summary": self.summary, "tensors": tensors, "explained": dict(self.explained), **compared}

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from paramtransfer.checks import choice, refusal, share, whole
+from paramtransfer.checks import choice, number, refusal, share, whole
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN, aligned
 from paramtransfer.stage import Stage
 from paramtransfer.transfer.apply import inherit
@@ -29,7 +29,7 @@ class TransferRule(Protocol):
     """What is inherited and how; a rule of your own needs these names, and has those with values by subclassing it."""
 
     alpha: float
-    """The share of filters inherited, which the theory is evaluated at."""
+    """The share of filters inherited, which the theory is evaluated at; NaN where it does not speak of the rule."""
     label: str
     """What is inherited, in a few words, for the names of runs."""
     needs_upstream: bool = True
@@ -271,6 +271,7 @@ class Aligned:
 
     Args:
         signs: `apart`: the first filter of its own sign; `together`: the first of all, so that f(W; x) starts near 0.
+        scale: of the lengths.
 
     Raises:
         ValueError: an argument that is out of range, or a network of another kind.
@@ -281,9 +282,11 @@ class Aligned:
     needs_target = False
     start = Start()
 
-    def __init__(self, *, signs: str = "apart") -> None:
+    def __init__(self, *, signs: str = "apart", scale: float = 1.0) -> None:
         self.signs = choice("transfer.signs", signs, SIGNS)
-        self.label = " ".join(["aligned fresh start", *([signs] if signs != SIGNS[0] else [])])
+        self.scale = number("transfer.scale", scale, above=0)
+        others = [*([signs] if signs != SIGNS[0] else []), *([f"scale={scale:g}"] if scale != 1 else [])]
+        self.label = " ".join(["aligned fresh start", *others])
 
     def __call__(
         self, upstream: nn.Module, downstream: nn.Module, *, seed: int, target: Target | None = None
@@ -293,8 +296,9 @@ class Aligned:
             raise refusal("transfer", "aligned", f"spectrum for {name}: filters of one layer alone share a direction")
         plan = plan_nothing(downstream, reason="its filters share a direction")
         state, report = inherit(plan, {}, downstream.state_dict(), Selection(alpha=0.0, seed=seed))
-        return {name: aligned(filters, together=self.signs == "together") for name, filters in state.items()}, report
+        together = self.signs == "together"
+        return {name: self.scale * aligned(filters, together=together) for name, filters in state.items()}, report
 
     def identity(self, stage: Stage) -> dict[str, object]:
         """The setting that a stage's result depends on, under its configuration key: the downstream's alone."""
-        return {"signs": self.signs} if stage == "downstream" else {}
+        return {"signs": self.signs, "scale": self.scale} if stage == "downstream" else {}

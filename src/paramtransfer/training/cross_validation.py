@@ -1,0 +1,136 @@
+"""Starts of the two-layer CNN compared by K-fold cross-validation: all starts and folds are trained as one batch.
+
+Shape letters: C candidates, R replicates, N samples, K folds, B = C K trainings, J signs, M filters, D coordinates.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from paramtransfer.checks import flag, refusal, whole
+from paramtransfer.dataset.signal_noise import Samples
+from paramtransfer.model.two_layer_cnn import TwoLayerCNN
+from paramtransfer.stage import Stage
+from paramtransfer.task.synthetic import SyntheticTask
+from paramtransfer.training.full_batch import FullBatchTraining, margins
+from paramtransfer.transfer.chosen import Account, Chosen, Comparison
+
+_SOFTNESS = 0.5  # of a hit, in standard deviations of the margins
+
+
+class CrossValidated(Chosen):
+    """The start whose held-out margins are best, chosen for each replicate on its own training samples.
+
+    A sample's score is Phi(m / (0.5 s)), m = y f(W; x) by the training that has not seen it and s the standard
+    deviation of the start's held-out margins: a hit with a soft edge, so that 100 samples say more than 100 hits would.
+
+    Trainings of different folds share samples, so that their errors are not independent: the standard error of a paired
+    difference is that of independent samples times sqrt(1 + K/(K - 1)) (Nadeau and Bengio, 2003).
+
+    Args:
+        folds: K, into which the samples of a replicate are divided at random.
+        hindsight: whether the test accuracy of every start is looked up beside the choice, to measure it by.
+        others: see `Chosen`.
+    """
+
+    def __init__(self, *, folds: int, hindsight: bool = False, **others: Any) -> None:
+        super().__init__(**others)
+        self.hindsight = flag("transfer.hindsight", hindsight)
+        self.folds = whole("transfer.folds", folds, at_least=2)
+
+    def identity(self, stage: Stage) -> dict[str, object]:
+        own = super().identity(stage)
+        return {**own, "folds": self.folds, "hindsight": self.hindsight} if own else own
+
+    def check_target(self, data: object) -> None:
+        """Refuse data that starts cannot be compared on.
+
+        Raises:
+            ValueError: names the key.
+        """
+        if not isinstance(data, SyntheticTask):
+            raise refusal("transfer", "chosen", "chosen_images for a task on images")
+        num = data.settings.num_samples
+        if num < 2 * self.folds:
+            raise refusal("transfer.folds", self.folds, f"at most {num // 2}: the target has {num} training samples")
+
+    def compare(
+        self, starts: Sequence[Account], module: LightningModule, data: Any, make_trial: Callable[[int], Trainer]
+    ) -> Comparison:
+        assert isinstance(module, FullBatchTraining)
+        scores, accuracies = [], []
+        for r, rng in enumerate(data.streams("folds")):
+            samples = Samples(*(tensor[r : r + 1] for tensor in data.samples))
+            fold_N = torch.from_numpy(rng.permutation(samples.labels_RN.shape[1]) % self.folds)
+            filters_CJMD = torch.stack([state["filters"][r] for state, _ in starts])
+            if self.hindsight:
+                accuracies.append(_test_accuracy(filters_CJMD, samples, module, data, r))
+            scores.append(score(held_out_margins(filters_CJMD, samples, fold_N, module, data.settings.steps)))
+        return Comparison(
+            scores,
+            inflation=(1 + self.folds / (self.folds - 1)) ** 0.5,
+            accuracies_RC=torch.stack(accuracies) if accuracies else None,
+        )
+
+
+def held_out_margins(
+    filters_CJMD: Tensor, samples: Samples, fold_N: Tensor, module: FullBatchTraining, steps: int
+) -> Tensor:
+    """y f(W; x) of every sample by the training that has not seen it: (C, N).
+
+    A label of 0 in place of -1 or 1 takes a sample out of every gradient; the step size makes up for its share.
+
+    Args:
+        filters_CJMD: where the trainings start.
+        samples: of one replicate.
+        fold_N: each sample's fold.
+        module: how they are trained.
+        steps: gradient steps.
+    """
+    num, folds = len(filters_CJMD), int(fold_N.max()) + 1
+    all_B = _repeated(samples, num * folds)
+    is_held_BN = (fold_N == torch.arange(folds)[:, None]).repeat(num, 1)
+    trained_B = all_B._replace(labels_RN=all_B.labels_RN * ~is_held_BN)
+    solved = _trained(filters_CJMD.repeat_interleave(folds, dim=0), trained_B, module, steps, scale=folds / (folds - 1))
+    with torch.no_grad():
+        margins_BN = margins(solved, all_B)
+    return (margins_BN * is_held_BN).view(num, folds, -1).sum(dim=1)
+
+
+def _repeated(samples: Samples, num: int) -> Samples:
+    """The samples of one replicate for so many trainings."""
+    return Samples(*(tensor.expand(num, *tensor.shape[1:]) for tensor in samples))
+
+
+def _trained(
+    filters_BJMD: Tensor, samples: Samples, module: FullBatchTraining, steps: int, *, scale: float = 1.0
+) -> TwoLayerCNN:
+    model = TwoLayerCNN(filters_BJMD.clone())
+    solver = module.solver(model, samples, scale=scale)
+    solver.advance(steps)
+    solver.write()
+    return model
+
+
+def _test_accuracy(
+    filters_CJMD: Tensor, samples: Samples, module: FullBatchTraining, data: SyntheticTask, replicate: int
+) -> Tensor:
+    """Of every start, trained on all samples of a replicate: (C,)."""
+    num = len(filters_CJMD)
+    model = _trained(filters_CJMD, _repeated(samples, num), module, data.settings.steps)
+    hits = []
+    for points in data.test_dataloader():
+        own = type(points)(*(t[replicate].expand(num, *t.shape[1:]) if t.dim() else t for t in points))
+        with torch.no_grad():
+            hits.append(margins(model, own) >= 0)
+    return torch.cat(hits, dim=1).double().mean(dim=1)
+
+
+def score(margins_CN: Tensor) -> Tensor:
+    """A softened hit on each sample: (C, N)."""
+    scale_C1 = _SOFTNESS * margins_CN.std(dim=1, keepdim=True).clamp(min=torch.finfo(margins_CN.dtype).tiny)
+    soft_CN: Tensor = torch.special.ndtr(margins_CN / scale_C1)
+    return soft_CN
