@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, softplus
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from paramtransfer.checks import choice, number, refusal, share, whole
+from paramtransfer.checks import number, refusal, share, whole
 from paramtransfer.transfer.denoise import denoise
 from paramtransfer.transfer.explained_variance import Labelled
 from paramtransfer.transfer.plan import Pairing, Plan, State
@@ -49,10 +49,10 @@ class Regularization:
             if isinstance(self.rank, str):
                 raise refusal("transfer.rank", self.rank, f"null, {NOISE} or a whole number of at least 1")
             object.__setattr__(self, "rank", whole("transfer.rank", self.rank, at_least=1))
-        if self.shrinkage is not None:
-            choice("transfer.shrinkage", self.shrinkage, SHRINKAGE)
-            if self.rank is not None:
-                raise refusal("transfer.shrinkage", self.shrinkage, f"null with transfer.rank={self.rank}")
+        if self.shrinkage not in (None, *SHRINKAGE):
+            raise refusal("transfer.shrinkage", self.shrinkage, f"null or {' or '.join(SHRINKAGE)}")
+        if self.shrinkage is not None and self.rank is not None:
+            raise refusal("transfer.shrinkage", self.shrinkage, f"null with transfer.rank={self.rank}")
         object.__setattr__(self, "scale", number("transfer.scale", self.scale, above=0))
         object.__setattr__(self, "perturb", number("transfer.perturb", self.perturb, at_least=0))
         if self.dash is not None:
@@ -149,11 +149,12 @@ def shrink_by_direction(
     for module in made.modules():
         if isinstance(module, _BatchNorm):
             module.train()
+    dtype = next(made.parameters()).dtype
     num_batches = 0
     with torch.enable_grad():
         for inputs, labels in batches:
             made.to(inputs.device)
-            torch.autograd.backward(_loss(made(inputs), labels))
+            torch.autograd.backward(_loss(made(inputs.to(dtype)), labels))
             num_batches += 1
     if not num_batches:
         raise ValueError(f"transfer.dash={floor:g}: must be null without any training samples of the target")

@@ -293,7 +293,7 @@ class Aligned:
     ) -> tuple[dict[str, Tensor], Report]:
         if not isinstance(unwrap(downstream).network, TwoLayerCNN):
             name = type(downstream).__name__
-            raise refusal("transfer", "aligned", f"spectrum for {name}: filters of one layer alone share a direction")
+            raise refusal("transfer", "aligned", f"spectrum for {name}, whose filters lie in several layers")
         plan = plan_nothing(downstream, reason="its filters share a direction")
         state, report = inherit(plan, {}, downstream.state_dict(), Selection(alpha=0.0, seed=seed))
         together = self.signs == "together"

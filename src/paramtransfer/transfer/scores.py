@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from paramtransfer.checks import refusal
 from paramtransfer.transfer.explained_variance import Labelled, testing
 from paramtransfer.transfer.layout import Layer
 from paramtransfer.transfer.plan import Plan, State
 from paramtransfer.transfer.reader import read_layout
 from paramtransfer.transfer.select import Scores
+from paramtransfer.transfer.wrapped_models import unwrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,8 @@ def score_channels(select: str, plan: Plan, upstream: nn.Module, images: Iterabl
         return {}
     if select in NEEDS_IMAGES and images is None:
         raise ValueError(f"transfer.select={select}: must be random, norm or batchnorm without images of the target")
+    if select in NEEDS_IMAGES and hasattr(unwrap(upstream).network, "filter_dims"):
+        raise refusal("transfer.select", select, f"random for {type(upstream).__name__}, which sees no images")
     state = upstream.state_dict()
     layers = [layer for layer in read_layout(upstream, consistent=True).layers if layer.filters is not None]
     if select == "batchnorm" and not any("norm1.weight" in layer.tensors for layer in layers):
