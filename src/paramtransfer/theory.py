@@ -8,7 +8,7 @@ step taken, and no lack of noise makes up for that.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,28 @@ def negative_transfer(s: Setting) -> Flags:
     weak_signal = np.greater_equal(s.s2_sq * own, inherited * s.u_norm**2)
     harmful: Flags = weak_signal & np.greater_equal(inherited, own) & np.greater(inherited, 0)
     return harmful
+
+
+def shrunk(s: Setting, scale: Values) -> Setting:
+    """Ours, not the paper's: how the theorems see c = `scale` times the best rank-1 approximation of what is inherited.
+
+    Of the m filters of a sign it keeps what they share: the mean γ of their signal learning and the mean ρ̄ of their
+    memorization of each of task 1's N₁ noises. What differs among them, their initialization first, is dropped; Theorem
+    4.2 neglects it. Both are multiplied by c, which takes α's place: A = (c α)² N₁² ‖u‖⁴/σ₁⁴ + N₂² ‖s₂‖⁴/σ₂⁴ and
+    B = (c α)² σ₂² N₁/σ₁² + N₂, also where c α is above 1.
+    """
+    return replace(s, alpha=scale * s.alpha)
+
+
+def shrinking_helps(s: Setting) -> Flags:
+    """Ours: whether A/(B d) grows as c falls (see `shrunk`), N₁ ‖u‖⁴/(σ₁² σ₂²) < N₂ ‖s₂‖⁴/σ₂⁴.
+
+    A/(B d) is a mean of the two, weighted with (c α)² N₁ σ₂² and N₂ σ₁²: the less the inherited part is worth than what
+    task 2 teaches itself, the less of it should be taken. For ‖s₁‖ = ‖s₂‖ and σ₁ = σ₂ that is ‖u‖/‖s₂‖ < (N₂/N₁)^(1/4).
+    """
+    inherited = quotient(s.num1 * s.u_norm**4, s.sigma1**2 * s.sigma2**2)
+    helps: Flags = np.less(inherited, quotient(s.num2 * s.s2_sq**2, s.sigma2**4))
+    return helps
 
 
 def condition(s: Setting) -> dict[str, Values]:

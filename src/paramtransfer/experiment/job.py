@@ -69,8 +69,8 @@ class Job:
 
     @property
     def alpha(self) -> float:
-        """The share inherited, as the theory sees it: 0 without an upstream."""
-        return self.transfer.alpha if "upstream" in self.stages else 0.0
+        """The share inherited times its scale, as the theory sees them: 0 without an upstream."""
+        return self.transfer.alpha * self.transfer.scale if "upstream" in self.stages else 0.0
 
     @property
     def verdict(self) -> str:
@@ -80,7 +80,7 @@ class Job:
     def theory(self, stage: Stage) -> Mapping[str, float]:
         """The theory's values for a stage; none where it does not speak of the rule."""
         seen: Stage = stage if "upstream" in self.stages else "baseline"  # without an upstream, task 1 is nobody's
-        return {} if math.isnan(self.alpha) else self.tasks.theory(seen, self.transfer.alpha)
+        return {} if math.isnan(self.alpha) else self.tasks.theory(seen, self.transfer.alpha * self.transfer.scale)
 
 
 @dataclass(frozen=True, kw_only=True)

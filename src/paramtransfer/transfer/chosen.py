@@ -64,6 +64,7 @@ class Chosen(ABC):
     """
 
     alpha = math.nan
+    scale = 1.0
     label = "chosen"
     needs_upstream = True
     start = Start()

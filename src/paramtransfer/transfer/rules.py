@@ -30,6 +30,8 @@ class TransferRule(Protocol):
 
     alpha: float
     """The share of filters inherited, which the theory is evaluated at; NaN where it does not speak of the rule."""
+    scale: float = 1.0
+    """What is inherited is multiplied by it; the theory takes it as a factor of `alpha` (`theory.shrunk`)."""
     label: str
     """What is inherited, in a few words, for the names of runs."""
     needs_upstream: bool = True
@@ -88,6 +90,7 @@ class Filters:
         self.channels = choice("transfer.channels", channels, CHANNELS)
         self.batchnorm = choice("transfer.batchnorm", batchnorm, BATCHNORM)
         self.how = Regularization(rank=rank, shrinkage=shrinkage, scale=scale, perturb=perturb, dash=dash)
+        self.scale = self.how.scale
         self.start = Start(
             head_epochs=head_epochs,
             freeze_epochs=freeze_epochs,
@@ -199,6 +202,7 @@ class Layers:
 
     needs_upstream = True
     needs_target = False
+    scale = 1.0
 
     def __init__(
         self,
@@ -252,6 +256,7 @@ class Nothing:
     label = "nothing inherited"
     needs_upstream = False
     needs_target = False
+    scale = 1.0
     start = Start()
 
     def __call__(
