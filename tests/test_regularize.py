@@ -65,9 +65,9 @@ def given(rule: Any, upstream: nn.Module, downstream: nn.Module, **more: Any) ->
 
 
 def low_rank(matrix: Tensor, rank: int) -> Tensor:
-    """Projected on the leading eigenvectors of its Gram matrix."""
-    leading = torch.linalg.eigh(matrix.mT @ matrix)[1][:, -rank:]
-    return matrix @ leading @ leading.mT
+    """The sum of its first singular triples."""
+    u, values, vh = torch.linalg.svd(matrix)
+    return sum((values[i] * torch.outer(u[:, i], vh[i]) for i in range(rank)), torch.zeros_like(matrix))
 
 
 def test_with_nothing_set_filters_are_copied_as_ever() -> None:
@@ -233,17 +233,19 @@ def test_dash_of_a_convolutional_network() -> None:
 def test_dash_of_a_bias() -> None:
     """As a whole, where no norm takes its gradient away."""
     batch = (normals(6, 3, 8, 8), torch.arange(6) % 3)
-    torch.manual_seed(4)
+    torch.manual_seed(0)
     plain = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
     upstream = nn.Sequential(*plain).double()
+    bias = upstream.get_parameter("0.bias")
+    loss = nn.functional.cross_entropy(upstream(batch[0]), batch[1])
+    bias.data = -10 * torch.autograd.grad(loss, bias)[0]  # so that it points about where the gradient would have it
     state, _ = given(Filters(alpha=1, dash=0), upstream, upstream, target=lambda device: [batch])
     torch.autograd.backward(nn.functional.cross_entropy(upstream(batch[0]), batch[1]))
-    bias = upstream.get_parameter("0.bias")
     assert bias.grad is not None
     w, g = bias.detach(), -bias.grad
     cosine = float(w @ g / (w.norm() * g.norm()))
+    assert 0.1 < cosine < 0.99
     torch.testing.assert_close(state["0.bias"], cosine * w)
-    assert cosine > 0.01
 
 
 def test_spectrum_takes_singular_values_alone() -> None:

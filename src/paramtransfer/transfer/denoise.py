@@ -4,6 +4,7 @@ Matrices are (..., M, D): M filters of D numbers. The noise is white, of a level
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -76,21 +77,39 @@ def denoise(matrix: Tensor, *, rank: int | str | None, shrinkage: str | None, wi
     """
     if rank is None and shrinkage is None:
         return matrix
-    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
     shape = (matrix.shape[-2], width or matrix.shape[-1])
-    if shrinkage is not None:
-        values = shrink(values, shape)
-    else:
-        values = keep_above_noise(values, shape) if rank == "noise" else keep_largest(values, int(rank or 0))
-    return _product(left, values, right).to(matrix)
+
+    def change(values: Tensor) -> Tensor:
+        if shrinkage is not None:
+            return shrink(values, shape)
+        return keep_above_noise(values, shape) if rank == "noise" else keep_largest(values, int(rank or 0))
+
+    return _with_values(matrix, change)
 
 
 def with_spectrum_of(trained: Tensor, fresh: Tensor) -> Tensor:
     """U S V' with the singular vectors of a fresh matrix and the singular values of a trained one: (..., M, D)."""
-    left, _, right = torch.linalg.svd(fresh.double(), full_matrices=False)
-    values = torch.linalg.svdvals(trained.double())
-    return _product(left, values, right).to(fresh)
+    values = _left(_wide(trained))[0]
+    return _with_values(fresh, lambda _: values)
 
 
-def _product(left: Tensor, values: Tensor, right: Tensor) -> Tensor:
-    return (left * values[..., None, :]) @ right
+def _with_values(matrix: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """A matrix with other singular values in place of its own, in descending order; those that are 0 stay so."""
+    wide = _wide(matrix)
+    values, vectors = _left(wide)
+    factors = torch.where(values > 0, change(values) / values, 0)
+    made = (vectors * factors[..., None, :]) @ (vectors.mT @ wide)
+    return (made if made.shape == matrix.shape else made.mT).to(matrix)
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return (matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix).double()
+
+
+def _left(wide: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values (..., S) and left singular vectors (..., M, S), in descending order, from M x M numbers alone.
+
+    A decomposition of the matrix itself takes many times as long where it is as wide as those of linear layers.
+    """
+    squares, vectors = torch.linalg.eigh(wide @ wide.mT)
+    return squares.clamp(min=0).sqrt().flip(-1), vectors.flip(-1)
