@@ -62,5 +62,15 @@ def is_for_images(option: Path) -> bool:
     text = option.stem + option.read_text()
     return any(
         word in text
-        for word in ("Image", "Halved", "CIFAR", "cifar10", "network_pair", "- deit", "image_defaults", "momentum", "Adam")
+        for word in (
+            "Image",
+            "Halved",
+            "CIFAR",
+            "cifar10",
+            "network_pair",
+            "- deit",
+            "image_defaults",
+            "momentum",
+            "Adam",
+        )
     )

@@ -36,8 +36,10 @@ def test_choice_keeps_the_default_within_its_noise() -> None:
     assert found.wrong == pytest.approx(2 * test.pvalue, rel=1e-4)
     assert found.differences[2][0] / found.differences[2][1] == pytest.approx(test.statistic, rel=1e-4)
 
-    kept = choose(scores(0, 0.1, 1.0), [False, True, True], inflation=5)
+    kept = choose(scores(0, 0.1, 0.2), [False, True, True], inflation=5)
     assert (kept.index, kept.verdict, kept.inherits) == (0, "cannot tell", False)
+    unproven = choose(scores(0, 0.1, 1.0), [False, True, True], inflation=5)
+    assert (unproven.index, unproven.verdict) == (2, "cannot tell")
     assert choose(scores(0, 0.1, 1.0), [False, True, True], finalists=[0, 1]).index == 0
     assert choose(scores(0, -1, -2.0), [False, True, True]).verdict == "start fresh"
     same = torch.ones(2, 5)
@@ -74,7 +76,7 @@ def test_soft_hits() -> None:
 
 def test_each_replicate_has_its_own_start() -> None:
     """What is kept is what its candidate's rule makes, replicate by replicate, and the test data are never seen."""
-    data, model, upstream, _ = inherit(make_tasks(num2=20, u_norm=3.0, num1=100), alpha=0, replicates=3)
+    data, model, upstream, _ = inherit(make_tasks(num2=20, u_norm=1.5, num1=100), alpha=0, replicates=8)
     model = data.tasks.model.build(data)
     data.test_dataloader = lambda: pytest.fail("the test data were looked at")
     trained = data.tasks.model.upstream(upstream.state_dict(), data)

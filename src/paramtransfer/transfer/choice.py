@@ -46,6 +46,9 @@ def choose(
 ) -> Choice:
     """Keep the default unless another is better by more than one standard error of their paired difference.
 
+    That standard error takes the samples as independent: to keep a start claims nothing. The chance that the choice is
+    wrong and the verdict do, and take `inflation` into account.
+
     Args:
         scores_CN: of each candidate on each sample; larger is better.
         inherits: which of the candidates inherit; the default does not.
@@ -55,7 +58,7 @@ def choose(
     chances = _chances(scores_CN, inflation)
     mean_C, sem_C, _ = chances
     may_win_C = torch.tensor([not finalists or index in finalists for index in range(len(mean_C))])
-    better_C = torch.where((mean_C > sem_C) & may_win_C, mean_C, 0.0)
+    better_C = torch.where((mean_C > sem_C / inflation) & may_win_C, mean_C, 0.0)
     index = int(better_C.argmax())
     num = len(mean_C) - 1
     if index:

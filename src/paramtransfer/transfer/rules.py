@@ -1,6 +1,6 @@
 """The transfer rules that a configuration can name: each gives the downstream model its start."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -277,6 +277,8 @@ class Aligned:
     Args:
         signs: `apart`: the first filter of its own sign; `together`: the first of all, so that f(W; x) starts near 0.
         scale: of the lengths.
+        dims_per_sample: filters share a direction only where d is above so many times the target's training samples; 0:
+            always.
 
     Raises:
         ValueError: an argument that is out of range, or a network of another kind.
@@ -284,13 +286,16 @@ class Aligned:
 
     alpha = 0.0
     needs_upstream = False
-    needs_target = False
     start = Start()
 
-    def __init__(self, *, signs: str = "apart", scale: float = 1.0) -> None:
+    def __init__(self, *, signs: str = "apart", scale: float = 1.0, dims_per_sample: float = 0.0) -> None:
+        self.dims_per_sample = number("transfer.dims_per_sample", dims_per_sample, at_least=0)
+        self.needs_target = dims_per_sample > 0
         self.signs = choice("transfer.signs", signs, SIGNS)
         self.scale = number("transfer.scale", scale, above=0)
-        others = [*([signs] if signs != SIGNS[0] else []), *([f"scale={scale:g}"] if scale != 1 else [])]
+        others = [signs] if signs != SIGNS[0] else []
+        others += [f"scale={scale:g}"] if scale != 1 else []
+        others += [f"dims_per_sample={dims_per_sample:g}"] if dims_per_sample else []
         self.label = " ".join(["aligned fresh start", *others])
 
     def __call__(
@@ -301,9 +306,20 @@ class Aligned:
             raise refusal("transfer", "aligned", f"spectrum for {name}, whose filters lie in several layers")
         plan = plan_nothing(downstream, reason="its filters share a direction")
         state, report = inherit(plan, {}, downstream.state_dict(), Selection(alpha=0.0, seed=seed))
+        share_direction = target is None or self._is_wide(filter_widths(downstream), target)
         together = self.signs == "together"
-        return {name: self.scale * aligned(filters, together=together) for name, filters in state.items()}, report
+        return {
+            name: self.scale * (aligned(filters, together=together) if share_direction else filters)
+            for name, filters in state.items()
+        }, report
+
+    def _is_wide(self, widths: Mapping[str, int], target: Target) -> bool:
+        """Whether d is above so many times the target's training samples (R, N, P, D)."""
+        (samples_RNPD, _), *_ = target(torch.device("cpu"))
+        return min(widths.values()) > self.dims_per_sample * samples_RNPD.shape[1]
 
     def identity(self, stage: Stage) -> dict[str, object]:
         """The setting that a stage's result depends on, under its configuration key: the downstream's alone."""
-        return {"signs": self.signs, "scale": self.scale} if stage == "downstream" else {}
+        if stage != "downstream":
+            return {}
+        return {"signs": self.signs, "scale": self.scale, "dims_per_sample": self.dims_per_sample}
