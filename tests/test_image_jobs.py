@@ -326,6 +326,22 @@ def test_norms_and_biases_do_not_decay(job: Fixture) -> None:
         assert decay[id(parameter)] == (5e-4 if parameter.dim() > 1 else 0)
 
 
+def test_job_that_chooses_by_halving(tmp_path: Path, job: Fixture) -> None:
+    """Validation images decide; what is kept is in the run, its metrics and its account."""
+    store = Store(tmp_path)
+    result = run(job("transfer=chosen_images", "task.val_share=0.4"), store, tags={})["downstream"]
+    assert {"time/choice", "choice/wrong", "choice/inheriting"} <= result.metrics.keys()
+    account = json.loads((files_of(store.run(result.run_id)) / "transfer.json").read_text())
+    (replicate,) = account["compared"]["replicates"]
+    names = [each["candidate"] for each in replicate["differences"]]
+    assert names[0] == "nothing inherited"
+    assert replicate["kept"] in names
+    with pytest.raises(ConfigError, match=r"transfer=chosen_images: must be left out, .*: 2 images to choose by"):
+        job("transfer=chosen_images", "task.val_share=0.01")
+    with pytest.raises(ConfigError, match="transfer=chosen: must be chosen_images for a task on images"):
+        job("transfer=chosen", "transfer.candidates=[none,{alpha: 1}]")
+
+
 # What ships.
 
 
@@ -343,7 +359,8 @@ def test_every_option_makes_a_job(
     blocks = ["transfer=layers"] if "vit" in option or "deit" in option else []
     alone = ["transfer=none"] if option == "task=whole" else []
     size = ["task.input_size=224"] if "deit" in option else []
-    made = compose_job(*IMAGES, option, *blocks, *alone, *size, f"dataset.root={where}")
+    chosen = ["task.val_share=0.4"] if "chosen" in option else []
+    made = compose_job(*IMAGES, option, *blocks, *alone, *size, *chosen, f"dataset.root={where}")
     assert made.stages.keys() >= {"baseline", "downstream"}
 
 
