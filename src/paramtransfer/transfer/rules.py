@@ -46,7 +46,7 @@ class TransferRule(Protocol):
         """The downstream model's start and the account of it, from the trained and the fresh model, both unchanged."""
 
 
-class Filters:
+class Filters(TransferRule):
     """The share `alpha` of every layer's filters is inherited (Algorithm 1).
 
     Args:
@@ -63,8 +63,6 @@ class Filters:
     Raises:
         ValueError: an argument that is out of range, named by its configuration key.
     """
-
-    needs_upstream = True
 
     def __init__(
         self,
@@ -185,7 +183,7 @@ class Spectrum(Filters):
         return super()._land(pairing, with_spectrum_of(trained, drawn).view_as(fresh), fresh)
 
 
-class Layers:
+class Layers(TransferRule):
     """Whole blocks of a transformer are inherited; see `plan_blocks`.
 
     Args:
@@ -199,10 +197,6 @@ class Layers:
     Raises:
         ValueError: an argument that is out of range, named by its configuration key.
     """
-
-    needs_upstream = True
-    needs_target = False
-    scale = 1.0
 
     def __init__(
         self,
@@ -249,15 +243,12 @@ def _positions(key: str, values: Sequence[int]) -> list[int]:
     return positions
 
 
-class Nothing:
+class Nothing(TransferRule):
     """Everything stays fresh (Algorithm 2); no upstream is trained."""
 
     alpha = 0.0
     label = "nothing inherited"
     needs_upstream = False
-    needs_target = False
-    scale = 1.0
-    start = Start()
 
     def __call__(
         self, upstream: nn.Module, downstream: nn.Module, *, seed: int, target: Target | None = None
@@ -269,7 +260,7 @@ class Nothing:
         return {}
 
 
-class Aligned:
+class Aligned(TransferRule):
     """A control that knows nothing: a fresh start whose filters share one direction; no upstream is trained.
 
     For the two-layer CNN alone. Every filter keeps its length and takes the direction of the first one.
@@ -286,7 +277,6 @@ class Aligned:
 
     alpha = 0.0
     needs_upstream = False
-    start = Start()
 
     def __init__(self, *, signs: str = "apart", scale: float = 1.0, dims_per_sample: float = 0.0) -> None:
         self.dims_per_sample = number("transfer.dims_per_sample", dims_per_sample, at_least=0)
