@@ -268,8 +268,8 @@ class Aligned(TransferRule):
     Args:
         signs: `apart`: the first filter of its own sign; `together`: the first of all, so that f(W; x) starts near 0.
         scale: of the lengths.
-        dims_per_sample: filters share a direction only where d is above so many times the target's training samples; 0:
-            always.
+        dims_per_sample: all of this only where d is above so many times the target's training samples, and a plain
+            fresh start elsewhere; 0: always.
 
     Raises:
         ValueError: an argument that is out of range, or a network of another kind.
@@ -298,10 +298,9 @@ class Aligned(TransferRule):
         state, report = inherit(plan, {}, downstream.state_dict(), Selection(alpha=0.0, seed=seed))
         share_direction = target is None or self._is_wide(filter_widths(downstream), target)
         together = self.signs == "together"
-        return {
-            name: self.scale * (aligned(filters, together=together) if share_direction else filters)
-            for name, filters in state.items()
-        }, report
+        if share_direction:
+            state = {name: self.scale * aligned(filters, together=together) for name, filters in state.items()}
+        return state, report
 
     def _is_wide(self, widths: Mapping[str, int], target: Target) -> bool:
         """Whether d is above so many times the target's training samples (R, N, P, D)."""
