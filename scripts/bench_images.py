@@ -27,7 +27,8 @@ from paramtransfer.trainer.checkpoints import Checkpoints
 from paramtransfer.trainer.stage_trainer import StageTrainer
 from paramtransfer.training.supervised import SupervisedTraining
 from paramtransfer.transfer.callback import ParameterTransfer
-from paramtransfer.transfer.rules import Filters, Layers, TransferRule
+from paramtransfer.transfer.layers import Layers
+from paramtransfer.transfer.rules import Filters, TransferRule
 
 _MEAN, _STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
 _TRAINER = {"cpu": "cpu", "cuda": "gpu"}

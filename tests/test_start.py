@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from paramtransfer.optim.optimizers import SGD, AdamW
 from paramtransfer.transfer.callback import ParameterTransfer
 from paramtransfer.transfer.explained_variance import explained_variance
-from paramtransfer.transfer.rules import Filters, Layers
+from paramtransfer.transfer.layers import Layers
+from paramtransfer.transfer.rules import Filters
 from paramtransfer.transfer.start import match
 
 EPOCHS = 4
