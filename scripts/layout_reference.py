@@ -13,7 +13,7 @@ _BEGIN, _END = "<!-- modules: made by make docs -->\n", "<!-- end of modules -->
 PAGE = _REPO / "docs" / "architecture.md"
 PACKAGES = (
     *("dataset", "optim", "model", "transfer", "task", "training"),
-    *("trainer", "tracking", "experiment", "figures", "report", "cli"),
+    *("trainer", "tracking", "experiment", "advice", "figures", "report", "cli"),
 )
 """From top to bottom: each imports only from those before it."""
 

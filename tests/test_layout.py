@@ -34,6 +34,7 @@ PLAN = (
     ("trainer",),
     ("tracking",),
     ("experiment",),
+    ("advice",),
     ("figures",),
     ("report",),
     ("cli",),

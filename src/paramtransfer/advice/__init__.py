@@ -1,0 +1,1 @@
+"""Advice: whether, from where and how much to inherit, within a budget of training time."""
