@@ -146,7 +146,8 @@ def test_search_spends_its_time() -> None:
     made = Made(a=0.0, b=0.1, c=-0.1, d=0.05)
     done = search(list("abcd"), made, Limits(seconds=300, epochs=20, seeds=5, first_seed=7))
     assert done.finalists == ["b", "d"]
-    assert done.states == {"a": "left after 10 epochs", "c": "left after 10 epochs", "b": "finalist", "d": "finalist"}
+    left = "left after 10 of 20 epochs"
+    assert done.states == {"a": left, "c": left, "b": "finalist", "d": "finalist"}
     assert len(set(made.asked)) == len(made.asked)
     assert [asked for asked in made.asked if asked[1] == 20 and asked[0] == "b"] == [("b", 20, 7 + n) for n in range(4)]
     assert 300 - 20 < done.seconds <= 300  # one more training would be too much

@@ -373,6 +373,7 @@ EXPERIMENTS = {
     "sources": ["task.ratio=1,2", "seed=0"],
     "budget": [PAIR, "task.downstream.epochs=1,2", "seed=0"],
     "own_images": ["model.upstream.weights=weights.pt", "dataset.size=32"],
+    "advise": ["advise.from=[weights.pt]", "advise.rules={half: null, layers: null}", "dataset.size=32"],
     "fig4": ["seed=0,1", "dataset.per_class=4", "transfer.layers=[3,4,5]"],
 }
 
@@ -409,8 +410,8 @@ def test_every_experiment_runs(
     names = [f"model.{side}.name={network}" for side in SIDES.values()]
     torch.save(timm.create_model(network, num_classes=4).state_dict(), "weights.pt")  # train_here's folder
     output = train_here(f"experiment={experiment}", f"dataset.root={data}", *small, *settings, *names)
-    if experiment in ("cifar10", "own_images"):
-        assert "with transfer" in output
+    if experiment in ("cifar10", "own_images", "advise"):
+        assert ("Spent: " if experiment == "advise" else "with transfer") in output
         return
     assert "Table, figure and report.html of sweep" in output
     name = "paper_table.csv" if "table1" in experiment else "figure.png"

@@ -100,7 +100,7 @@ def search(candidates: Sequence[str], train: Train, limits: Limits) -> Search:
         gains = {name: done.pairs(name, epochs)[0].gain for name in left}
         order = sorted(left, key=lambda name: -gains[name])  # stable: the more promising first among equals
         left = order[:num]
-        done.states |= dict.fromkeys(order[num:], f"left after {epochs} epochs")
+        done.states |= dict.fromkeys(order[num:], f"left after {epochs} of {limits.epochs} epochs")
     done.finalists = left
     done.states |= dict.fromkeys(left, "finalist")
     for seed in range(limits.first_seed, limits.first_seed + limits.seeds):

@@ -37,7 +37,7 @@ def run_configured(config: DictConfig) -> None:
             job = make_job(config)
             print(plan(job, lambda run_id: open_store(_folder()).result(run_id).state))
         elif config.dry_run is True:
-            sys.exit(0 if print_preview(_folder(), [config]) else 1)
+            sys.exit(0 if print_preview(_folder(), _configs(config)) else 1)
         else:
             _run(config, Member.of(config) if in_sweep else None)
     except (ConfigError, SharedStageError, StoreError, TrainingError) as error:
@@ -51,8 +51,20 @@ def _exit(error: Exception) -> NoReturn:
     sys.exit(error.exit_code if isinstance(error, StoreError) else 1)
 
 
+def _configs(config: DictConfig) -> Sequence[DictConfig]:
+    """What is run of a configuration; of a question at the least."""
+    if "advise" not in config:
+        return [config]
+    from paramtransfer.cli.advise import first_configs
+
+    return first_configs(config)
+
+
 def _run(config: DictConfig, member: Member | None) -> None:
     try:
+        if "advise" in config:
+            _advise(config, member)
+            return
         job = make_job(config)
         if job.trainer.ranks.rank > 0:
             follow(job, _folder() / RANKS)
@@ -75,6 +87,21 @@ def _run(config: DictConfig, member: Member | None) -> None:
         store.settle()
     except Undelivered as error:  # the job has finished; whoever closes the sweep tries again
         print(error, file=sys.stderr)
+
+
+def _advise(config: DictConfig, member: Member | None) -> None:
+    """A question is one job, whatever it trains."""
+    from paramtransfer.cli.advise import advise
+    from paramtransfer.report.advice import print_advice
+
+    store = open_store(_folder())
+    kept = advise(config, store, tags=member.join(store) if member else {})
+    print_advice(kept, seconds=time.monotonic() - STARTED)
+    if member and kept.runs:
+        member.record(store, kept.runs)
+    elif member:
+        raise TrainingError("no candidate was trained for all epochs: advise.minutes was used up")
+    store.settle()
 
 
 def _folder() -> Path:

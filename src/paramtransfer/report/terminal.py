@@ -1,4 +1,4 @@
-"""What a person sees in the terminal of jobs and sweeps; nothing else in this package prints."""
+"""What a person sees in the terminal of jobs and sweeps."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -95,7 +95,7 @@ def print_sweep(data: SweepData, records: Sequence[JobRecord]) -> None:
     """Print the table of a sweep, then which jobs failed and how many were not started."""
     failed = [record for record in records if record.error not in (None, NOT_STARTED)]
     if not data.table.empty:
-        _console().print(_sweep_table(data.table, data.keys, failed))
+        console().print(_sweep_table(data.table, data.keys, failed))
         if (data.table["n"] == 1).any():
             print("n = 1: the standard error is over the test samples alone; sweep seed for more.")
     for record in failed:
@@ -138,14 +138,15 @@ def print_mixed(figure: str, keys: Sequence[str]) -> None:
         figure: the name of the class that would have drawn it.
         keys: the swept keys that it does not tell apart.
     """
-    _console().print(f"No figure: {', '.join(keys)} was swept too, which {figure} does not tell apart.")
+    console().print(f"No figure: {', '.join(keys)} was swept too, which {figure} does not tell apart.")
 
 
 def print_notes(notes: Sequence[str]) -> None:
     """Print what a figure shows, a sentence a line."""
     if notes:
-        _console().print(*notes, sep="\n", highlight=False)
+        console().print(*notes, sep="\n", highlight=False)
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Of the terminal's width, or of one that tables fit in."""
     return Console(width=None if sys.stdout.isatty() else _WIDTH)

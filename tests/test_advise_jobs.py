@@ -1,0 +1,170 @@
+"""Whole advices, in this process: small networks on pictures made here."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import timm
+import torch
+from image_files import write_folder
+from safetensors.torch import load_file
+
+from paramtransfer import Selection, inherit, plan_filters
+from paramtransfer.advice import advisor
+from paramtransfer.advice.start import as_file, loading_lines, start_of
+from paramtransfer.interrupts import Interrupted
+from paramtransfer.tracking.store import Store
+
+Fixture = Callable[..., Any]
+
+SMALL = [
+    *("model.upstream.name=test_resnet", "model.downstream.name=test_resnet", "dataset.size=32", "optim.lr=0.01"),
+    *("trainer.progress=false", "task.downstream.epochs=2"),
+]
+QUESTION = ["experiment=advise", "dataset.root=photos", "advise.seeds=2", "advise.rules={half: null, layers: null}"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Photos and two checkpoints."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_folder(tmp_path / "photos", train=20, classes=["a", "b", "c", "d"])
+    for name in ("mine.pt", "other.pt"):
+        torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / name)
+    return tmp_path
+
+
+def test_advice_from_start_to_end(
+    folder: Path, run_here: Fixture, runs_of: Fixture, monkeypatch: pytest.MonkeyPatch, compose_job: Fixture
+) -> None:
+    """A run and a file as upstreams. Interrupted, it leaves nothing RUNNING; it goes on; then it trains nothing."""
+    first = run_here(
+        folder, "experiment=own_images", "dataset.root=photos", "model.upstream.weights=other.pt", tiny=SMALL
+    )
+    assert first.returncode == 0, first.stderr
+    (upstream,) = runs_of(folder)["upstream"]
+    question = [*QUESTION, f"advise.from=[mine.pt,{upstream.info.run_id}]"]
+
+    calls, run = [], advisor.run
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise Interrupted("interrupted")
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(advisor, "run", interrupted)
+    assert run_here(folder, *question, tiny=SMALL).returncode != 0
+    monkeypatch.setattr(advisor, "run", run)
+    assert runs_of(folder)["advise"][0].info.status == "KILLED"
+    outputs = [run_here(folder, *question, tiny=SMALL) for _ in range(2)]
+    assert [output.returncode for output in outputs] == [0, 0], outputs[0].stderr
+
+    runs = runs_of(folder)
+    assert {run.info.status for found in runs.values() for run in found} == {"FINISHED", "KILLED"}
+    one, other = runs["advise"][1:]
+    trained = [run for stage in ("baseline", "downstream") for run in runs[stage]]
+    assert (
+        len(trained) == 2 + 2 * 2 + 1
+    )  # a fresh start and two candidates by two seeds; the first job's own downstream
+    assert len([run for run in trained if f"advise.{other.info.run_id}" in run.data.tags]) == 6
+    kept = [Path(run.info.artifact_uri.removeprefix("file://")) for run in (one, other)]
+    verdicts = [json.loads((path / "verdict.json").read_text()) for path in kept]
+    assert [verdict["spent"].pop("reused") for verdict in verdicts] == [2, 6]
+    for verdict in verdicts:
+        del verdict["sentences"]  # which say the same in words
+    assert verdicts[0] == verdicts[1]
+    assert verdicts[0]["spent"]["trainings"] == 6
+
+    table = pd.read_csv(kept[0] / "table.csv")
+    assert sorted(table["candidate"]) == sorted(["mine.pt all", f"{upstream.info.run_id} all"])
+    assert set(table["n"]) == {2}
+    best = verdicts[0]["decision"]["best"]
+    accuracies = {
+        (run.data.tags["stage"], run.data.params["seed"], run.data.tags.get("upstream_run_id")): run.data.metrics
+        for run in trained
+        if f"advise.{other.info.run_id}" in run.data.tags
+    }
+    source = {run.info.run_id: run.data.params["model.upstream.weights"] for run in runs["upstream"]}
+    for _, row in table.iterrows():
+        own = [
+            key for key in accuracies if key[2] and (len(source[key[2]]) == 32) == (row["candidate"] != "mine.pt all")
+        ]
+        for metric, expected in (("val/acc", row["gain"]), ("test/acc", verdicts[0]["gain_on_test"]["mean"])):
+            gains = [accuracies[key][metric] - accuracies["baseline", key[1], None][metric] for key in own]
+            if metric == "val/acc" or row["candidate"] == best:
+                assert sum(gains) / 2 == pytest.approx(expected)
+
+    text = (kept[0] / "verdict.md").read_text()
+    lines = text.splitlines()[-3:]
+    assert "\n".join(lines) in outputs[0].stdout
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    state = names["model"].state_dict()
+    if verdicts[0]["start"] == "fresh":
+        monkeypatch.chdir(folder)
+        job = compose_job("experiment=own_images", "dataset.root=photos", "model.upstream.weights=mine.pt", *SMALL)
+        fresh = job.model.build(job.tasks.data("downstream", seed=0)).state_dict()
+        assert all(torch.equal(tensor, fresh[name]) for name, tensor in state.items())
+
+
+def test_start_is_what_the_rule_gives_the_fresh_network(
+    folder: Path, compose_job: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a plan carried out by hand; three lines load it."""
+    monkeypatch.chdir(folder)
+    job = compose_job(
+        "experiment=own_images", "dataset.root=photos", "model.upstream.weights=mine.pt", "alpha=0.5", "seed=3", *SMALL
+    )
+    state = start_of(job, Store(folder / "mlruns"))
+    upstream = timm.create_model("test_resnet", num_classes=4)
+    upstream.load_state_dict(torch.load("mine.pt"))
+    fresh = job.model.build(job.tasks.data("downstream", seed=3))
+    plan = plan_filters(upstream, fresh)
+    expected, _ = inherit(plan, upstream.state_dict(), fresh.state_dict(), Selection(alpha=0.5, seed=3))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+    Path("start.safetensors").write_bytes(as_file(state))
+    names: dict[str, Any] = {}
+    exec(loading_lines(job, "'start.safetensors'"), names)
+    loaded = names["model"].state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in load_file("start.safetensors").items())
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["advise.from=[]"], "advise.from=[]: must be a list of upstreams: [DEFAULT,mine.pt,RUN_ID]"),
+        (["advise.from=[mine.pt,mine.pt]"], "must be different upstreams"),
+        (
+            ["advise.rules={all: null}"],
+            "advise.rules={'all': None, 'half': None, 'layers': None}: must be a rule by name",
+        ),
+        (["advise.rules={all: {transfer: filterz}}"], "advise.rules.all: "),
+        (["advise.rules={all: {transfer: none}}"], "advise.rules.all: must inherit; the fresh start is tried anyway"),
+        (["advise.minutes=0"], "advise.minutes=0: must be a finite number above 0"),
+        (["advise.minutes=1e-6"], "advise.minutes=1e-06: must be at least about "),
+        (["advise.seeds=1"], "advise.seeds=1: must be a whole number of at least 2"),
+        (["advise.from=[mine.pt,vit.pt]"], "model.upstream.weights=vit.pt: must be weights of test_resnet, but "),
+        (["advise.from=[mine.pt,nobody.pt]"], "model.upstream.weights=nobody.pt: must be a run id, a checkpoint file"),
+        (["dataset.root=few"], "few has 1 images to train on: must have two or more with experiment=advise"),
+        (["task=class_split", "task.ratio=1"], "task.target_classes=null: must name the target's classes"),
+        (["reuse=false"], "reuse=false: must be true with experiment=advise"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_questions_train_nothing(
+    words: list[str], sentence: str, folder: Path, run_here: Fixture, runs_of: Fixture
+) -> None:
+    torch.save(timm.create_model("test_vit").state_dict(), folder / "vit.pt")
+    write_folder(folder / "few", train=20, classes=["a", "b"])
+    for path in sorted((folder / "few" / "train" / "b").iterdir())[2:]:
+        path.unlink()
+    output = run_here(folder, *QUESTION, "advise.from=[mine.pt]", *words, tiny=SMALL)
+    assert output.returncode == 1
+    assert sentence in output.stderr
+    assert len(output.stderr.strip().splitlines()) <= 2  # what is said of few images beside it
+    assert not runs_of(folder)
