@@ -1,10 +1,12 @@
 """Whether, from where and how much to inherit: the trainings of an advisor, composed from one configuration."""
 
+import copy
 import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -53,37 +55,39 @@ def advise(config: DictConfig, store: Store, *, tags: Mapping[str, str]) -> Kept
 
 def first_configs(config: DictConfig) -> list[DictConfig]:
     """A whole training of each candidate, with the configuration's seed: what an advice consists of at the least."""
-    question, compose = question_of(config), _composer(config)
-    return [compose(question, candidate, None, None) for candidate in question.candidates]
+    question = question_of(config)
+    return [_composed(config, question, candidate) for candidate in question.candidates]
 
 
 def job_maker(config: DictConfig) -> Callable[[Candidate, int | None, int | None], Job]:
     """Makes the job of a candidate, so many epochs and a seed from a configuration; None leaves what it has."""
-    question, compose = question_of(config), _composer(config)
-    return lambda candidate, epochs, seed: make_job(compose(question, candidate, epochs, seed))
+    compose = cache(partial(_composed, config, question_of(config)))  # by candidate: composing takes its time
+
+    def make(candidate: Candidate, epochs: int | None, seed: int | None) -> Job:
+        own = copy.deepcopy(compose(candidate))
+        for key, value in (("task.downstream.epochs", epochs), ("seed", seed)):
+            if value is not None:
+                OmegaConf.update(own, key, value)
+        return make_job(own)
+
+    return make
 
 
-def _composer(config: DictConfig) -> Callable[[Question, Candidate, int | None, int | None], DictConfig]:
-    """Composes as Hydra has composed this process's configuration, with a few words more."""
+def _composed(config: DictConfig, question: Question, candidate: Candidate) -> DictConfig:
+    """As Hydra has composed this process's configuration, with the words of a candidate after those that were typed."""
     running, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
-    typed = [*running.overrides.hydra, *running.overrides.task]
-
-    def compose(question: Question, candidate: Candidate, epochs: int | None, seed: int | None) -> DictConfig:
-        settings = {
-            "trainer.progress": config.trainer.progress,
-            **(question.rules[candidate.rule] or {}),
-            "model.upstream.weights": candidate.source,
-            **({} if epochs is None else {"task.downstream.epochs": epochs}),
-            **({} if seed is None else {"seed": seed}),
-        }
-        words = [f"{key}={_written(value)}" for key, value in settings.items()]
-        try:
-            composed = loader.load_configuration(running.job.config_name, [*typed, *words], RunMode.RUN)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"advise.rules.{candidate.rule}: {first_line(error)}") from error
-        return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-
-    return compose
+    settings = {
+        "trainer.progress": config.trainer.progress,
+        **(question.rules[candidate.rule] or {}),
+        "model.upstream.weights": candidate.source,
+    }
+    words = [f"{key}={_written(value)}" for key, value in settings.items()]
+    overrides = [*running.overrides.hydra, *running.overrides.task, *words]
+    try:
+        composed = loader.load_configuration(running.job.config_name, overrides, RunMode.RUN)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"advise.rules.{candidate.rule}: {first_line(error)}") from error
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
 
 def _written(value: object) -> str:
