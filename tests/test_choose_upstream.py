@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import choose_upstream
+import pandas as pd
 import pytest
 
 # Accuracy in percent with 1,000 images, then with all, whose gains are twice the others but for VAE on D and E.
@@ -49,3 +50,15 @@ def test_other_tables_are_refused(tmp_path: Path) -> None:
     path.write_text(TABLE.replace("From-Scratch", "Scratch"))
     with pytest.raises(ValueError, match="must be VTAB's table, with columns 1000 and full and a row From-Scratch"):
         choose_upstream.read_gains(path)
+
+
+def test_page_says_what_the_table_says() -> None:
+    """Every row of the committed table stands in docs/results, rounded."""
+    folder = Path(choose_upstream.__file__).parents[1] / "docs" / "results"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    table = pd.read_csv(folder / "choice_of_upstream.csv")
+    assert set(zip(table["rule"], table["looked_at"], strict=True)) == choose_upstream.CHOOSERS.keys()
+    for _, row in table.iterrows():
+        regret = f"{row['regret_mean']:.2f} ± {row['regret_sem']:.2f} | {row['regret_max']:.1f}"
+        counts = f"{row['harmed']} | {row['harm_avoided']}"
+        assert f"| {row['upstreams']} | {row['rule']} | {row['looked_at'] or '–'} | {regret} | {counts} |" in page

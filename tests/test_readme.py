@@ -34,6 +34,7 @@ IMAGES = [
     *("model.upstream.name=test_resnet", "model.downstream.name=test_resnet", "model.upstream.weights=mine.pt"),
     *("task.upstream.epochs=1", "task.downstream.epochs=1", "dataset.size=32"),
 ]
+ADVICE = ["advise.seeds=2", "advise.rules={half: null, layers: null}"]
 COUNTED = ("hydra/launcher=slurm", "trainer=ddp", "model=")  # too large to train, or test_launchers and test_ddp do
 
 
@@ -110,7 +111,9 @@ def on_less(arguments: list[str]) -> list[str]:
         return ["dry_run=true"]
     keys = [word.partition("=")[0] for word in arguments]
     small = IMAGES if "dataset.root" in keys else SYNTHETIC + GRID * ("experiment=fig1c" in arguments)
-    offline = [word.replace("DEFAULT", "other.pt") for word in arguments if "weights=DEFAULT" in word]
+    small = small + ADVICE * ("experiment=advise" in arguments)
+    from_hub = [word for word in arguments if re.match(r"\S*(weights|from)=.*DEFAULT", word)]
+    offline = [word.replace("DEFAULT", "other.pt") for word in from_hub]
     return [*(value for value in small if value.partition("=")[0] not in keys), *offline, "trainer.progress=false"]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -14,12 +15,12 @@ from paramtransfer.advice.halving import Limits, Search, Trained, search
 from paramtransfer.advice.policy import FRESH, LEAST_PAIRS, believe, decide
 from paramtransfer.advice.settings import Candidate, Question
 from paramtransfer.advice.start import FILE, as_file, fresh_start, loading_lines, start_of
-from paramtransfer.advice.target import check_target, seconds_per_epoch, target_of
+from paramtransfer.advice.target import SECONDS_TAG, check_target, recorded_seconds, seconds_of_training, target_of
 from paramtransfer.advice.verdict import Advice, Row, Spent
 from paramtransfer.errors import ConfigError
 from paramtransfer.experiment.job import Job
 from paramtransfer.experiment.run import foreign_state, run
-from paramtransfer.metrics import GAIN, TRAINING_SECONDS, VALIDATION_CURVE, sem_of
+from paramtransfer.metrics import GAIN, VALIDATION_CURVE, sem_of
 from paramtransfer.stage import Stage
 from paramtransfer.statistics import Estimate, pooled
 from paramtransfer.tracking.claims import Session
@@ -82,7 +83,7 @@ class Advisor:
         return cheap_scores(*features_of(network, data.calibration_batches(device)))
 
     def _check_budget(self) -> None:
-        needed = _PAIR * self._epochs * seconds_per_epoch(self._job, self._store) / 60
+        needed = _PAIR * seconds_of_training(self._job, self._store) / 60
         if needed > self._question.minutes:
             raise ConfigError(
                 f"advise.minutes={self._question.minutes:g}: must be at least about {needed:.2g}, what one comparison "
@@ -130,12 +131,16 @@ class Advisor:
         job = self._make_job(candidate, epochs, seed)
         stage: Stage = "baseline" if name == FRESH else "downstream"
         wanted = replace(job, stages={stage: job.stages[stage]}) if name == FRESH else job
+        started = time.monotonic()
         results = run(wanted, self._store, tags=self._tags)
         self._store.settle()
+        run_id = results[stage].run_id
+        if not results[stage].reused:
+            self._store.tag(run_id, {SECONDS_TAG: f"{time.monotonic() - started:.3f}"})
         self._runs[name, epochs, seed] = {each: result.run_id for each, result in results.items()}
         self._reused += results[stage].reused
-        metrics = self._store.run(results[stage].run_id).metrics
-        accuracy, seconds = metrics[VALIDATION_CURVE], metrics[TRAINING_SECONDS]
+        kept = self._store.run(run_id)
+        accuracy, seconds = kept.metrics[VALIDATION_CURVE], recorded_seconds(kept)
         words = "reused" if results[stage].reused else f"{seconds:.1f} s"
         log.info(f"{name} epochs={epochs} seed={seed}: validation accuracy {accuracy:.4f} ({words})")
         num_images = len(target_of(job).parts["val"].index_N)

@@ -15,6 +15,7 @@ from paramtransfer.advice.policy import FRESH, Pair
 
 FINALISTS = 2
 _LEAST_SEEDS = 2  # of the last rung, that time is set aside for
+_ROUNDING = 1e-9
 _RUNG_SEEDS = 1000  # where those of the rungs below begin, beyond the last one's
 
 
@@ -27,7 +28,7 @@ class Trained:
     num_images: int
     """Of these."""
     seconds: float
-    """Of training, whenever that was."""
+    """That it took, whenever that was."""
 
 
 Train = Callable[[str, int, int], Trained]
@@ -39,7 +40,7 @@ class Limits:
     """What a search may use."""
 
     seconds: float
-    """Of training."""
+    """Of all trainings."""
     epochs: int
     """Of a whole training."""
     seeds: int
@@ -59,7 +60,7 @@ class Search:
 
     @property
     def seconds(self) -> float:
-        """Of training, all together."""
+        """Of all trainings."""
         return sum(each.seconds for each in self.trained.values())
 
     def pairs(self, candidate: str, epochs: int) -> list[Pair]:
@@ -92,8 +93,7 @@ def search(candidates: Sequence[str], train: Train, limits: Limits) -> Search:
                 done.trained[name, epochs, seed] = train(name, epochs, seed)
 
     compare([], limits.epochs, limits.first_seed)  # which every search needs, and which says how long an epoch takes
-    rate = done.seconds / limits.epochs
-    left = list(candidates[: _num_affordable(len(candidates), rate, limits)])
+    left = list(candidates[: _num_affordable(len(candidates), done.seconds / limits.epochs, limits)])
     for number, (epochs, num) in enumerate(rungs(len(left), limits.epochs)):
         seed = limits.first_seed + _RUNG_SEEDS + number
         compare(left, epochs, seed)
@@ -105,8 +105,8 @@ def search(candidates: Sequence[str], train: Train, limits: Limits) -> Search:
     done.states |= dict.fromkeys(left, "finalist")
     for seed in range(limits.first_seed, limits.first_seed + limits.seeds):
         missing = [name for name in (FRESH, *left) if (name, limits.epochs, seed) not in done.trained]
-        affordable = int((limits.seconds - done.seconds) / (rate * limits.epochs) + 1e-9) if rate else len(missing)
-        missing = missing[: max(affordable, 0)]
+        longest = max(each.seconds for (_, epochs, _), each in done.trained.items() if epochs == limits.epochs)
+        missing = missing[: max(int((limits.seconds - done.seconds) / longest + _ROUNDING), 0)]
         if not set(missing) - {FRESH}:
             break
         compare([name for name in missing if name != FRESH], limits.epochs, seed)

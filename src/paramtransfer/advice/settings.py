@@ -37,7 +37,7 @@ class Question:
     rules: Mapping[str, Mapping[str, object] | None]
     """Keys and values that each rule sets; None leaves a rule out."""
     minutes: float
-    """Of training, all trainings together."""
+    """Of all trainings together."""
     seeds: int
     """The most seeds that finalists are compared on."""
     risk: float

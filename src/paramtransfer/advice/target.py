@@ -9,8 +9,10 @@ from paramtransfer.errors import ConfigError
 from paramtransfer.experiment.job import Job
 from paramtransfer.metrics import TRAINING_SECONDS
 from paramtransfer.task.minibatches import ImageTask
+from paramtransfer.tracking.runs import RunRecord
 from paramtransfer.tracking.store import Store
 
+SECONDS_TAG = "advise.seconds"
 _TIMED_STEPS = 2  # of which the second counts
 
 
@@ -55,13 +57,20 @@ def check_target(job: Job, other: Job) -> None:
         )
 
 
-def seconds_per_epoch(job: Job, store: Store) -> float:
-    """Of training the downstream network: as the same fresh start took, if it is at hand, or by a timed step."""
+def recorded_seconds(run: RunRecord) -> float:
+    """What a training took: from its beginning to its stored end, where an advisor trained it, or training alone."""
+    return float(run.tags.get(SECONDS_TAG, run.metrics[TRAINING_SECONDS]))
+
+
+def seconds_of_training(job: Job, store: Store) -> float:
+    """Of the fresh downstream network: as it took, if it is at hand, or by a timed step.
+
+    An image to choose by takes a third of the time of one to train on, for nothing is differentiated.
+    """
     same = f"attributes.status = 'FINISHED' and tags.fingerprint = '{job.stages['baseline'].fingerprint}'"
-    data = target_of(job)
     for run in store.runs(same, at_most=1):
-        return run.metrics[TRAINING_SECONDS] / data.epochs
-    device = torch.device(job.trainer.device)
+        return recorded_seconds(run)
+    data, device = target_of(job), torch.device(job.trainer.device)
     model = job.model.build(data).to(device).train()
     images, labels = next(iter(data.calibration_batches(device)))
     for _ in range(_TIMED_STEPS):
@@ -70,4 +79,5 @@ def seconds_per_epoch(job: Job, store: Store) -> float:
         loss.backward()  # type: ignore[no-untyped-call]
         loss.item()  # waits for the device
         seconds = time.perf_counter() - started
-    return seconds * (len(data.parts["train"].index_N) // data.batch_size)
+    train, val = (len(data.parts[name].index_N) for name in ("train", "val"))
+    return data.epochs * seconds * (train // data.batch_size + val / data.batch_size / 3)

@@ -35,7 +35,7 @@ class Spent:
     """What an advice has cost."""
 
     seconds: float
-    """Of training, the reused included."""
+    """Of all trainings, the reused included."""
     trainings: int
     reused: int
     """Of the trainings, those that were in the store already."""
@@ -72,7 +72,7 @@ class Advice:
         """The verdict first."""
         found = [_VERDICTS[self.decision.verdict].format(best=self.decision.best, worth=self.question.worth)]
         found += [*self._on_best(), *self._on_others(), *self._on_seen()]
-        minutes = f"{self.spent.seconds / 60:.2g} of {self.question.minutes:g} minutes of training"
+        minutes = f"{self.spent.seconds / 60:.2g} of {self.question.minutes:g} minutes"
         found.append(f"Spent: {minutes}, {self.spent.trainings} trainings, {self.spent.reused} of them reused.")
         return found
 
