@@ -1,6 +1,7 @@
 """Whole advices, in this process: small networks on pictures made here."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from paramtransfer import Selection, inherit, plan_filters
 from paramtransfer.advice import advisor
+from paramtransfer.advice.settings import Question
 from paramtransfer.advice.start import as_file, loading_lines, start_of
 from paramtransfer.interrupts import Interrupted
 from paramtransfer.tracking.store import Store
@@ -134,20 +136,48 @@ def test_start_is_what_the_rule_gives_the_fresh_network(
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in load_file("start.safetensors").items())
 
 
+ASKED: dict[str, Any] = {
+    "sources": ["mine.pt"],
+    "rules": {"all": {"transfer": "filters", "alpha": 1}, "half": None},
+    "minutes": 30,
+    "seeds": 5,
+    "risk": 0.05,
+    "worth": 0.01,
+    "prior": 0.05,
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("sources", "mine.pt", "advise.from=mine.pt: must be a list of upstreams"),
+        (
+            "sources",
+            [123],
+            "advise.from=123: must be run ids, checkpoint files or DEFAULT, in quotes if of digits alone",
+        ),
+        ("sources", ["mine.pt", "mine.pt"], "must be different upstreams"),
+        ("rules", {"all": None}, "advise.rules={'all': None}: must be a rule by name"),
+        ("rules", {"all": "filters"}, "advise.rules.all=filters: must be null or the keys that it sets"),
+        ("minutes", 0, "advise.minutes=0: must be a finite number above 0"),
+        ("seeds", 1, "advise.seeds=1: must be a whole number of at least 2"),
+        ("risk", 0.5, "advise.risk=0.5: must be a number between 0 and 0.5"),
+        ("worth", -1, "advise.worth=-1: must be a finite number of at least 0"),
+    ],
+)
+def test_keys_out_of_range(key: str, value: object, sentence: str) -> None:
+    assert [candidate.name for candidate in Question(**ASKED).candidates] == ["mine.pt all"]
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        Question(**{**ASKED, key: value})
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["advise.from=[]"], "advise.from=[]: must be a list of upstreams: [DEFAULT,mine.pt,RUN_ID]"),
-        (["advise.from=[mine.pt,mine.pt]"], "must be different upstreams"),
-        (
-            ["advise.rules={all: null}"],
-            "advise.rules={'all': None, 'half': None, 'layers': None}: must be a rule by name",
-        ),
         (["advise.rules={all: {transfer: filterz}}"], "advise.rules.all: "),
         (["advise.rules={all: {transfer: none}}"], "advise.rules.all: must inherit; the fresh start is tried anyway"),
-        (["advise.minutes=0"], "advise.minutes=0: must be a finite number above 0"),
         (["advise.minutes=1e-6"], "advise.minutes=1e-06: must be at least about "),
-        (["advise.seeds=1"], "advise.seeds=1: must be a whole number of at least 2"),
         (["advise.from=[mine.pt,vit.pt]"], "model.upstream.weights=vit.pt: must be weights of test_resnet, but "),
         (["advise.from=[mine.pt,nobody.pt]"], "model.upstream.weights=nobody.pt: must be a run id, a checkpoint file"),
         (["dataset.root=few"], "few has 1 images to train on: must have two or more with experiment=advise"),

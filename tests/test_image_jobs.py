@@ -373,7 +373,9 @@ EXPERIMENTS = {
     "sources": ["task.ratio=1,2", "seed=0"],
     "budget": [PAIR, "task.downstream.epochs=1,2", "seed=0"],
     "own_images": ["model.upstream.weights=weights.pt", "dataset.size=32"],
-    "advise": ["advise.from=[weights.pt]", "advise.rules={half: null, layers: null}", "dataset.size=32"],
+    "advise": [
+        *("advise.from=[weights.pt]", "advise.rules={half: null, layers: null}", "advise.seeds=2", "dataset.size=32"),
+    ],
     "fig4": ["seed=0,1", "dataset.per_class=4", "transfer.layers=[3,4,5]"],
 }
 
