@@ -5,14 +5,15 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from math import nan
+from statistics import fmean
 
 import torch
 
 from paramtransfer.advice.cheap import Cheap, cheap_scores, probably_seen, promising_first
 from paramtransfer.advice.features import features_of
 from paramtransfer.advice.halving import Limits, Search, Trained, search
-from paramtransfer.advice.policy import FRESH, LEAST_PAIRS, believe, decide
+from paramtransfer.advice.policy import FRESH, LEAST_PAIRS, believe, decide, variance_of_a_pair
 from paramtransfer.advice.settings import Candidate, Question
 from paramtransfer.advice.start import FILE, as_file, fresh_start, loading_lines, start_of
 from paramtransfer.advice.target import SECONDS_TAG, check_target, recorded_seconds, seconds_of_training, target_of
@@ -172,15 +173,15 @@ class Advisor:
 
     def _row(self, name: str, found: Search) -> Row:
         epochs, score = found.longest(name), self._scores[self._candidates[name].source]
-        gains = [pair.gain for pair in found.pairs(name, epochs)]
+        pairs = found.pairs(name, epochs)
         return Row(
             candidate=name,
             knn=score.knn,
             logme=score.logme,
             epochs=epochs,
-            gain=fmean(gains) if gains else float("nan"),
-            sem=stdev(gains) / len(gains) ** 0.5 if len(gains) >= LEAST_PAIRS else float("nan"),
-            num=len(gains),
+            gain=fmean(pair.gain for pair in pairs) if pairs else nan,
+            sem=(variance_of_a_pair([pairs]) / len(pairs)) ** 0.5 if len(pairs) >= LEAST_PAIRS else nan,
+            num=len(pairs),
             state=found.states[name],
         )
 

@@ -85,19 +85,25 @@ def believe(pairs: Mapping[str, Sequence[Pair]], *, prior: float) -> dict[str, B
         pairs: of each candidate.
         prior: standard deviation of true gains.
     """
-    seen = {name: [pair.gain for pair in found] for name, found in pairs.items() if found}
-    if not seen:
-        return {}
-    freedom = sum(len(gains) - 1 for gains in seen.values())
-    floor = fmean(_least_variance(pair) for found in pairs.values() for pair in found)
-    within = sum((len(gains) - 1) * variance(gains) for gains in seen.values() if len(gains) > 1)
-    of_one = max(within / freedom if freedom else 0.0, floor)
+    seen = {name: found for name, found in pairs.items() if found}
+    freedom = sum(len(found) - 1 for found in seen.values())
+    of_one = variance_of_a_pair(list(seen.values())) if seen else 0.0
     beliefs = {}
-    for name, gains in seen.items():
-        of_mean = of_one / len(gains)
+    for name, found in seen.items():
+        of_mean = of_one / len(found)
         kept = prior**2 / (prior**2 + of_mean)
-        beliefs[name] = Belief(kept * fmean(gains), (kept * of_mean) ** 0.5, freedom or 1, len(gains))
+        mean = fmean(pair.gain for pair in found)
+        beliefs[name] = Belief(kept * mean, (kept * of_mean) ** 0.5, freedom or 1, len(found))
     return beliefs
+
+
+def variance_of_a_pair(candidates: Sequence[Sequence[Pair]]) -> float:
+    """Of one pair's difference, from the pairs of each candidate, one or more; see `believe`."""
+    gains = [[pair.gain for pair in found] for found in candidates]
+    freedom = sum(len(found) - 1 for found in gains)
+    within = sum((len(found) - 1) * variance(found) for found in gains if len(found) > 1)
+    floor = fmean(_least_variance(pair) for found in candidates for pair in found)
+    return max(within / freedom if freedom else 0.0, floor)
 
 
 def _least_variance(pair: Pair) -> float:

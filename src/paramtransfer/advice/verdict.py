@@ -24,7 +24,7 @@ class Row(NamedTuple):
     gain: float
     """Mean difference to the fresh start on validation images, after so many epochs; NaN without a training."""
     sem: float
-    """Of that mean, over seeds; NaN for one."""
+    """Of that mean, over seeds, at least that of its images; NaN for one seed."""
     num: int
     """Seeds."""
     state: str
