@@ -102,7 +102,7 @@ def test_advice_from_start_to_end(
                 assert sum(gains) / 2 == pytest.approx(expected)
 
     text = (kept[0] / "verdict.md").read_text()
-    lines = text.splitlines()[-3:]
+    lines = text.splitlines()[-4:-1]
     assert "\n".join(lines) in outputs[0].stdout
     names: dict[str, Any] = {}
     exec("\n".join(lines), names)

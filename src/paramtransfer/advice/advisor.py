@@ -194,7 +194,8 @@ class Advisor:
         place = f"{folder}/{FILE}" if is_local else f"runs:/{run_id}/{FILE}"
         path = repr(place) if is_local else f"__import__('mlflow').artifacts.download_artifacts({place!r})"
         loading = loading_lines(job, path)
-        text = "\n\n".join([*advice.sentences(), advice.table().to_string(index=False), loading])
+        table = f"```text\n{advice.table().to_string(index=False)}\n```"
+        text = "\n\n".join([*advice.sentences(), table, f"```python\n{loading}\n```"]) + "\n"
         files: dict[str, str | bytes] = {
             "verdict.md": text,
             "verdict.json": json.dumps(advice.as_dict(), indent=1, ensure_ascii=False) + "\n",
