@@ -176,6 +176,10 @@ def test_keys_out_of_range(key: str, value: object, sentence: str) -> None:
     [
         (["advise.from=[]"], "advise.from=[]: must be a list of upstreams: [DEFAULT,mine.pt,RUN_ID]"),
         (["advise.rules={all: {transfer: filterz}}"], "advise.rules.all: "),
+        (
+            ["task.val_share=0.5", "advise.rules={all: {transfer: chosen_images}}"],
+            "advise.rules.all: must be one start, not a choice among",
+        ),
         (["advise.rules={all: {transfer: none}}"], "advise.rules.all: must inherit; the fresh start is tried anyway"),
         (["advise.minutes=1e-6"], "advise.minutes=1e-06: must be at least about "),
         (["advise.from=[mine.pt,vit.pt]"], "model.upstream.weights=vit.pt: must be weights of test_resnet, but "),

@@ -26,6 +26,7 @@ from paramtransfer.stage import Stage
 from paramtransfer.statistics import Estimate, pooled
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
+from paramtransfer.transfer.callback import Choosing
 
 MakeJob = Callable[[Candidate, int | None, int | None], Job]
 """The job of a candidate with so many epochs and a seed; None: as the configuration says."""
@@ -69,8 +70,11 @@ class Advisor:
         self._runs: dict[tuple[str, int, int], dict[Stage, str]] = {}
         self._reused = 0
         for candidate in question.candidates:
-            if not self._jobs[candidate.name].transfer.needs_upstream:
+            rule = self._jobs[candidate.name].transfer
+            if not rule.needs_upstream:
                 raise ConfigError(f"advise.rules.{candidate.rule}: must inherit; the fresh start is tried anyway")
+            if isinstance(rule, Choosing):
+                raise ConfigError(f"advise.rules.{candidate.rule}: must be one start, not a choice among several")
         check_target(self._job, make_job(question.candidates[0], None, self._job.seed + 1))
         self._scores = {source: self._score(source) for source in question.sources}
         self._check_budget()
