@@ -1,7 +1,9 @@
 """Advice without trainings: scores against slower ways, the policy and the schedule against made outcomes."""
 
 import itertools
+import json
 import math
+from math import nan
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from paramtransfer.advice.halving import Limits, Trained, needed_epochs, rungs, 
 from paramtransfer.advice.knn import knn_accuracy
 from paramtransfer.advice.logme import log_evidence, logme
 from paramtransfer.advice.policy import FRESH, Belief, Pair, Thresholds, believe, decide
+from paramtransfer.advice.settings import Question
+from paramtransfer.advice.verdict import Advice, Row, Spent
+from paramtransfer.statistics import Estimate
 
 LIMITS = Thresholds(risk=0.05, worth=0.01)
 
@@ -165,3 +170,43 @@ def test_search_with_little_time() -> None:
     assert len(done.pairs("a", 20)) == 1
     beliefs = believe({name: done.pairs(name, 20) for name in done.finalists}, prior=0.05)
     assert decide(beliefs, LIMITS).verdict == "unclear"
+
+
+def test_words_and_plain_values() -> None:
+    """Each verdict names what it rests on; what is not known is null in JSON, and who was not tried is named."""
+    limits = {"minutes": 30, "seeds": 5, "risk": 0.05, "worth": 0.01, "prior": 0.05}
+    rules = {"all": {"transfer": "filters", "alpha": 1}}
+    question = Question(sources=["mine.pt", "other.pt"], rules=rules, **limits)
+    rows = [
+        Row("mine.pt all", 0.9, -0.1, 20, 0.1, 0.01, 3, "finalist"),
+        Row("other.pt all", 0.5, -0.5, 0, nan, nan, 0, ""),
+    ]
+    made = {
+        "inherit": {"mine.pt all": Belief(0.10, 0.01, 8, 3)},
+        "fresh": {"mine.pt all": Belief(-0.05, 0.01, 8, 3)},
+        "unclear": {"mine.pt all": Belief(0.01, 0.01, 8, 3)},
+    }
+    begins = {"inherit": "Inherit, from mine.pt all.", "fresh": "Do not inherit: ", "unclear": "Cannot tell within"}
+    for verdict, beliefs in made.items():
+        advice = Advice(
+            question=question,
+            decision=decide(beliefs, LIMITS),
+            rows=rows,
+            settings=rules["all"],
+            on_test=Estimate(0.08, 0.02),
+            num_test=3,
+            seen=["mine.pt"],
+            spent=Spent(seconds=90, trainings=7, reused=2),
+        )
+        first, *others = advice.sentences()
+        assert first.startswith(begins[verdict])
+        text = " ".join(others)
+        assert "+0.0800 ± 0.0200 (n = 3 seeds)" in text
+        assert "mine.pt has probably seen the target's classes" in text
+        assert "Not tried, for lack of time: other.pt all." in text
+        assert "Spent: 1.5 of 30 minutes, 7 trainings, 2 of them reused." in text
+        assert ("Not told apart from mine.pt all: the fresh start." in text) == (verdict == "unclear")
+        assert advice.start == ("mine.pt all" if verdict == "inherit" else FRESH)
+        plain = json.loads(json.dumps(advice.as_dict(), allow_nan=False))
+        assert plain["verdict"] == verdict
+        assert plain["candidates"][1]["gain"] is None

@@ -17,6 +17,7 @@ from paramtransfer import Selection, inherit, plan_filters
 from paramtransfer.advice import advisor
 from paramtransfer.advice.settings import Question
 from paramtransfer.advice.start import as_file, loading_lines, start_of
+from paramtransfer.errors import TrainingError
 from paramtransfer.interrupts import Interrupted
 from paramtransfer.tracking.store import Store
 
@@ -134,6 +135,27 @@ def test_start_is_what_the_rule_gives_the_fresh_network(
     exec(loading_lines(job, "'start.safetensors'"), names)
     loaded = names["model"].state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in load_file("start.safetensors").items())
+
+
+def test_a_candidate_that_diverges_is_the_worst(
+    folder: Path, run_here: Fixture, runs_of: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are compared all the same."""
+    run = advisor.run
+
+    def diverging(job: Any, *arguments: Any, **options: Any) -> Any:
+        if job.transfer.alpha == 0.5 and "downstream" in job.stages:
+            raise TrainingError("training diverged: the loss is nan after epoch 1")
+        return run(job, *arguments, **options)
+
+    monkeypatch.setattr(advisor, "run", diverging)
+    question = [*QUESTION[:-1], "advise.from=[mine.pt]", "advise.rules={layers: null}"]
+    output = run_here(folder, *question, tiny=SMALL)
+    assert output.returncode == 0, output.stderr
+    (advice,) = runs_of(folder)["advise"]
+    table = pd.read_csv(Path(advice.info.artifact_uri.removeprefix("file://")) / "table.csv").set_index("candidate")
+    assert table["gain"]["mine.pt half"] < -0.1
+    assert table["n"].tolist() == [2, 2]
 
 
 ASKED: dict[str, Any] = {

@@ -18,7 +18,7 @@ from paramtransfer.advice.settings import Candidate, Question
 from paramtransfer.advice.start import FILE, as_file, fresh_start, loading_lines, start_of
 from paramtransfer.advice.target import SECONDS_TAG, check_target, recorded_seconds, seconds_of_training, target_of
 from paramtransfer.advice.verdict import Advice, Row, Spent
-from paramtransfer.errors import ConfigError
+from paramtransfer.errors import ConfigError, TrainingError
 from paramtransfer.experiment.job import Job
 from paramtransfer.experiment.run import foreign_state, run
 from paramtransfer.metrics import GAIN, VALIDATION_CURVE, sem_of
@@ -136,8 +136,15 @@ class Advisor:
         job = self._make_job(candidate, epochs, seed)
         stage: Stage = "baseline" if name == FRESH else "downstream"
         wanted = replace(job, stages={stage: job.stages[stage]}) if name == FRESH else job
+        num_images = len(target_of(job).parts["val"].index_N)
         started = time.monotonic()
-        results = run(wanted, self._store, tags=self._tags)
+        try:
+            results = run(wanted, self._store, tags=self._tags)
+        except TrainingError as error:
+            if name == FRESH:
+                raise
+            log.warning(f"{name} epochs={epochs} seed={seed}: counts as wrong on all images ({error})")
+            return Trained(accuracy=0.0, num_images=num_images, seconds=time.monotonic() - started)
         self._store.settle()
         run_id = results[stage].run_id
         if not results[stage].reused:
@@ -148,7 +155,6 @@ class Advisor:
         accuracy, seconds = kept.metrics[VALIDATION_CURVE], recorded_seconds(kept)
         words = "reused" if results[stage].reused else f"{seconds:.1f} s"
         log.info(f"{name} epochs={epochs} seed={seed}: validation accuracy {accuracy:.4f} ({words})")
-        num_images = len(target_of(job).parts["val"].index_N)
         return Trained(accuracy=accuracy, num_images=num_images, seconds=seconds)
 
     def _conclude(self, found: Search, names: Sequence[str]) -> Advice:

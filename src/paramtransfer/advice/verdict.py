@@ -121,7 +121,7 @@ class Advice:
             "settings": dict(self.settings),
             "gain_on_test": self.on_test and {**self.on_test._asdict(), "n": self.num_test},
             "probably_seen": list(self.seen),
-            "candidates": [row._asdict() for row in self.rows],
+            "candidates": self.table().astype(object).where(self.table().notna(), None).to_dict("records"),
             "spent": asdict(self.spent),
             "question": asdict(self.question),
         }
