@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -19,6 +21,7 @@ from paramtransfer.advice.settings import Question
 from paramtransfer.advice.start import as_file, loading_lines, start_of
 from paramtransfer.errors import TrainingError
 from paramtransfer.interrupts import Interrupted
+from paramtransfer.tracking.runs import RunRecord
 from paramtransfer.tracking.store import Store
 
 Fixture = Callable[..., Any]
@@ -132,8 +135,21 @@ def test_start_is_what_the_rule_gives_the_fresh_network(
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
     Path("start.safetensors").write_bytes(as_file(state))
     names: dict[str, Any] = {}
-    exec(loading_lines(job, "'start.safetensors'"), names)
+    run = RunRecord(
+        run_id="5a",
+        name="",
+        status="FINISHED",
+        started=0.0,
+        artifacts=str(folder),
+        tags={},
+        params={},
+        metrics={},
+    )
+    exec(loading_lines(job, run), names)
     loaded = names["model"].state_dict()
+    with mock.patch("mlflow.artifacts.download_artifacts", {"runs:/5a/start.safetensors": "start.safetensors"}.get):
+        exec(loading_lines(job, replace(run, artifacts="mlflow-artifacts:/1/5a/artifacts")), names)
+    assert all(torch.equal(tensor, names["model"].state_dict()[name]) for name, tensor in loaded.items())
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in load_file("start.safetensors").items())
 
 

@@ -199,11 +199,7 @@ class Advisor:
         """Verdict, table and start in the run."""
         job = self._jobs.get(advice.start, self._job)
         start = fresh_start(job) if advice.start == FRESH else start_of(job, self._store)
-        folder = self._store.run(run_id).artifacts
-        is_local = "://" not in folder
-        place = f"{folder}/{FILE}" if is_local else f"runs:/{run_id}/{FILE}"
-        path = repr(place) if is_local else f"__import__('mlflow').artifacts.download_artifacts({place!r})"
-        loading = loading_lines(job, path)
+        loading = loading_lines(job, self._store.run(run_id))
         table = f"```text\n{advice.table().to_string(index=False)}\n```"
         text = "\n\n".join([*advice.sentences(), table, f"```python\n{loading}\n```"]) + "\n"
         files: dict[str, str | bytes] = {

@@ -1,5 +1,6 @@
 """The start that a downstream training has, as a file to begin a training of one's own with."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from paramtransfer.advice.target import target_of
 from paramtransfer.experiment.job import Job
 from paramtransfer.experiment.run import foreign_state
+from paramtransfer.tracking.runs import RunRecord
 from paramtransfer.tracking.store import Store
 from paramtransfer.transfer.callback import ParameterTransfer
 
@@ -39,13 +41,15 @@ def as_file(state: dict[str, Tensor]) -> bytes:
     return save({name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()})
 
 
-def loading_lines(job: Job, path: str) -> str:
-    """Three lines of Python that make the network with that start.
+def loading_lines(job: Job, run: RunRecord) -> str:
+    """Three lines of Python that make the network with a start.
 
     Args:
         job: any that has its downstream network.
-        path: the file, as an expression of Python.
+        run: keeps the start, in a folder or on a server.
     """
+    is_local = Path(run.artifacts).is_absolute()
+    path = repr(f"{run.artifacts}/{FILE}" if is_local else f"runs:/{run.run_id}/{FILE}")
     settings, prefix = job.stages["baseline"].settings, "model.downstream."
     own = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
     name = own.pop("name")
@@ -55,10 +59,9 @@ def loading_lines(job: Job, path: str) -> str:
         "head": settings["model.head"],
     }
     arguments = ", ".join(f"{key}={value!r}" for key, value in {**shared, **own}.items())
-    return "\n".join(
-        [
-            "from safetensors.torch import load_file; from paramtransfer.model.networks import make_network",
-            f"model = make_network({name!r}, {arguments})",
-            f"model.load_state_dict(load_file({path}))",
-        ]
+    mlflow = "" if is_local else "import mlflow; "
+    return (
+        f"{mlflow}from safetensors.torch import load_file; from paramtransfer.model.networks import make_network\n"
+        f"model = make_network({name!r}, {arguments})\n"
+        f"model.load_state_dict(load_file({path if is_local else f'mlflow.artifacts.download_artifacts({path})'}))"
     )
