@@ -181,6 +181,20 @@ def test_shrink_and_perturb_adds_what_was_there() -> None:
             torch.testing.assert_close(state[name], torch.where(mask, mixed, fresh))
 
 
+def test_perturbed_along_one_direction() -> None:
+    """What is added to each inherited filter of either sign is of its fresh length, along the first."""
+    upstream, fresh = two_layers(0), two_layers(1)
+    state, _ = given(Filters(alpha=1, scale=0.5, perturb=2, perturb_along="one"), upstream, fresh)
+    for r in range(2):
+        along = fresh.filters[r, 0, 0].detach()
+        for j in range(2):
+            for m in range(6):
+                added = 2 * fresh.filters[r, j, m].detach().norm() * along / along.norm()
+                torch.testing.assert_close(state["filters"][r, j, m], 0.5 * upstream.filters[r, j, m].detach() + added)
+    with pytest.raises(ValueError, match=r"^transfer\.perturb_along=one: must be own for Net"):
+        given(Filters(alpha=1, perturb=1, perturb_along="one"), Net(0), Net(1))
+
+
 def test_dash_of_the_two_layer_cnn() -> None:
     """One filter at a time, its gradient by autograd, with what is inherited in place."""
     x, labels = normals(2, 30, 2, 9), normals(2, 30, seed=3).sign()
@@ -297,6 +311,7 @@ def test_aligned_filters_share_a_direction(signs: str) -> None:
         ({"shrinkage": "nuclear"}, r"transfer\.shrinkage=nuclear: must be null or frobenius"),
         ({"scale": 0}, r"transfer\.scale=0: must be a finite number above 0"),
         ({"perturb": -0.1}, r"transfer\.perturb=-0\.1: must be a finite number of at least 0"),
+        ({"perturb_along": "one"}, r"transfer\.perturb_along=one: must be own without transfer\.perturb"),
         ({"dash": 1.5}, r"transfer\.dash=1\.5: must be a number from 0 to 1"),
     ],
 )

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, softplus
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from paramtransfer.checks import number, refusal, share, whole
+from paramtransfer.checks import choice, number, refusal, share, whole
+from paramtransfer.model.two_layer_cnn import aligned
 from paramtransfer.transfer.denoise import denoise
 from paramtransfer.transfer.explained_variance import Labelled
 from paramtransfer.transfer.plan import Pairing, Plan, State
@@ -17,6 +18,7 @@ from paramtransfer.transfer.wrapped_models import unwrap
 
 NOISE = "noise"
 SHRINKAGE = ("frobenius",)
+ALONG = ("own", "one")
 _POWERS = {f"{norm}.{part}": p for norm in ("norm0", "norm1") for part, p in (("running_mean", 1), ("running_var", 2))}
 """How statistics of the first norm behind a layer, or of one behind a sum of layers, go with their scale."""
 
@@ -41,6 +43,9 @@ class Regularization:
     """
     perturb: float = 0.0
     """How much of the fresh weight or bias at its place is added (shrink and perturb, Ash and Adams 2020)."""
+    perturb_along: str = "own"
+    """`own`: each fresh filter as it is. `one`: of its length, along the first one of all, for the two-layer CNN. Then
+    both signs see the same half of all noise, and learn of the other half's samples from their signal alone."""
     dash: float | None = None
     """The least that a filter is multiplied by, see `shrink_by_direction`; None: 1, whatever its direction."""
 
@@ -55,6 +60,9 @@ class Regularization:
             raise refusal("transfer.shrinkage", self.shrinkage, f"null with transfer.rank={self.rank}")
         object.__setattr__(self, "scale", number("transfer.scale", self.scale, above=0))
         object.__setattr__(self, "perturb", number("transfer.perturb", self.perturb, at_least=0))
+        choice("transfer.perturb_along", self.perturb_along, ALONG)
+        if self.perturb_along != ALONG[0] and not self.perturb:
+            raise refusal("transfer.perturb_along", self.perturb_along, "own without transfer.perturb")
         if self.dash is not None:
             object.__setattr__(self, "dash", share("transfer.dash", self.dash))
 
@@ -98,7 +106,8 @@ class Regularization:
         """
         if pairing.role in ("weight", "bias"):
             scaled = taken if self.scale == 1 else self.scale * taken
-            return scaled + self.perturb * fresh if self.perturb else scaled
+            along = fresh if self.perturb_along == ALONG[0] or not self.perturb else aligned(fresh, together=True)
+            return scaled + self.perturb * along if self.perturb else scaled
         power = _POWERS.get(pairing.role, 0)
         return taken * self.scale**power if power and self.scale != 1 else taken
 

@@ -14,7 +14,7 @@ from paramtransfer.transfer.apply import inherit
 from paramtransfer.transfer.denoise import with_spectrum_of
 from paramtransfer.transfer.explained_variance import Target
 from paramtransfer.transfer.plan import BATCHNORM, CHANNELS, UNITS, Pairing, Plan, plan_filters, plan_nothing
-from paramtransfer.transfer.regularize import Regularization, as_matrix, filter_widths, shrink_by_direction
+from paramtransfer.transfer.regularize import ALONG, Regularization, as_matrix, filter_widths, shrink_by_direction
 from paramtransfer.transfer.report import Report
 from paramtransfer.transfer.scores import NEEDS_IMAGES, SELECT, score_channels
 from paramtransfer.transfer.select import Selection
@@ -56,7 +56,7 @@ class Filters(TransferRule):
             apart best (`aligned`).
         channels: see `plan_filters`.
         batchnorm: see `plan_filters`.
-        rank: see `Regularization`, and for `shrinkage`, `scale`, `perturb` and `dash`.
+        rank: see `Regularization`, and for `shrinkage`, `scale`, `perturb`, `perturb_along` and `dash`.
         freeze_epochs: see `Start`, and for the others.
 
     Raises:
@@ -75,6 +75,7 @@ class Filters(TransferRule):
         shrinkage: str | None = None,
         scale: float = 1.0,
         perturb: float = 0.0,
+        perturb_along: str = "own",
         dash: float | None = None,
         freeze_epochs: int = 0,
         frozen_norms: str = "train",
@@ -86,7 +87,9 @@ class Filters(TransferRule):
         self.select = choice("transfer.select", select, SELECT)
         self.channels = choice("transfer.channels", channels, CHANNELS)
         self.batchnorm = choice("transfer.batchnorm", batchnorm, BATCHNORM)
-        self.how = Regularization(rank=rank, shrinkage=shrinkage, scale=scale, perturb=perturb, dash=dash)
+        self.how = Regularization(
+            rank=rank, shrinkage=shrinkage, scale=scale, perturb=perturb, perturb_along=perturb_along, dash=dash
+        )
         self.scale = self.how.scale
         self.start = Start(
             head_epochs=head_epochs,
@@ -104,6 +107,8 @@ class Filters(TransferRule):
     def __call__(
         self, upstream: nn.Module, downstream: nn.Module, *, seed: int, target: Target | None = None
     ) -> tuple[dict[str, Tensor], Report]:
+        if self.how.perturb_along != ALONG[0] and not isinstance(unwrap(downstream).network, TwoLayerCNN):
+            raise refusal("transfer.perturb_along", self.how.perturb_along, f"own for {type(downstream).__name__}")
         plan = self._plan(upstream, downstream)
         device = next((tensor.device for tensor in upstream.parameters()), torch.device("cpu"))
         scores = score_channels(self.select, plan, upstream, None if target is None else target(device))
