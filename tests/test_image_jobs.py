@@ -369,8 +369,8 @@ EXPERIMENTS = {
     "cifar10": [PAIR],
     "table1_cifar10": [PAIR, "task.ratio=2,4", "seed=0,1"],
     "table1_cifar100": [PAIR, "task.ratio=2", "seed=0"],
-    "fig3": ["task.downstream.noise=0,10", "seed=0"],
-    "sources": ["task.ratio=1,2", "seed=0"],
+    "fig3": [PAIR, "task.downstream.noise=0,10", "seed=0"],
+    "sources": [PAIR, "task.ratio=1,2", "seed=0"],
     "budget": [PAIR, "task.downstream.epochs=1,2", "seed=0"],
     "own_images": ["model.upstream.weights=weights.pt", "dataset.size=32"],
     "advise": [
