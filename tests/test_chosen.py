@@ -12,10 +12,10 @@ from torch import Tensor
 from paramtransfer.errors import ConfigError
 from paramtransfer.training.cross_validation import CrossValidated, held_out_margins, score
 from paramtransfer.training.full_batch import FullBatchTraining, margins
-from paramtransfer.training.halving import rungs
 from paramtransfer.training.leap import Leap
 from paramtransfer.training.solver import AutogradSolver, GramSolver
-from paramtransfer.transfer.choice import choose
+from paramtransfer.training.validation_halving import rungs
+from paramtransfer.transfer.keep_default import choose
 from paramtransfer.transfer.rules import Filters, Nothing
 
 Fixture = Callable[..., Any]

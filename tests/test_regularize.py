@@ -13,8 +13,9 @@ from paramtransfer.errors import ConfigError
 from paramtransfer.experiment.run import plan, run
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.tracking.store import Store
+from paramtransfer.transfer.controls import Aligned, Spectrum
 from paramtransfer.transfer.denoise import denoise, marchenko_pastur_median, noise_level
-from paramtransfer.transfer.rules import Aligned, Filters, Nothing, Spectrum
+from paramtransfer.transfer.rules import Filters, Nothing
 
 TINY = [
     "replicates=2",

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from paramtransfer.figures.choice import choose, draw_in_style, mixed_keys
 from paramtransfer.figures.drawing import Draw, SweepData, as_csv
+from paramtransfer.figures.which_figure import choose, draw_in_style, mixed_keys
 from paramtransfer.metrics import GAIN
 from paramtransfer.report.page import read_content, render
 from paramtransfer.report.sweep_table import read_sweep

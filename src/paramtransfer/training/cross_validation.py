@@ -16,7 +16,7 @@ from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.stage import Stage
 from paramtransfer.task.synthetic import SyntheticTask
 from paramtransfer.training.full_batch import FullBatchTraining, margins
-from paramtransfer.transfer.chosen import Account, Chosen, Comparison
+from paramtransfer.transfer.candidates import Account, Chosen, Comparison
 
 _SOFTNESS = 0.5  # of a hit, in standard deviations of the margins
 

@@ -19,7 +19,7 @@ from paramtransfer.metrics import (
     of_candidate,
     sem_of,
 )
-from paramtransfer.transfer.choice import Choice
+from paramtransfer.transfer.keep_default import Choice
 
 _WIDTH = 140  # columns that full names need
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from paramtransfer.checks import choice, refusal
 from paramtransfer.stage import Stage
-from paramtransfer.transfer.choice import choose
+from paramtransfer.transfer.controls import Aligned, Spectrum
 from paramtransfer.transfer.explained_variance import Target
+from paramtransfer.transfer.keep_default import choose
 from paramtransfer.transfer.report import Compared, Inherited, Report
-from paramtransfer.transfer.rules import Aligned, Filters, Nothing, Spectrum
+from paramtransfer.transfer.rules import Filters, Nothing
 from paramtransfer.transfer.start import Start
 
 _Rule = Filters | Nothing | Aligned

@@ -15,7 +15,7 @@ from torch import Tensor
 from paramtransfer.checks import refusal
 from paramtransfer.task.minibatches import ImageTask
 from paramtransfer.training.supervised import Supervised
-from paramtransfer.transfer.chosen import Account, Chosen, Comparison
+from paramtransfer.transfer.candidates import Account, Chosen, Comparison
 
 _FINALISTS = 2  # besides the default
 _FEWEST = 10  # validation images
