@@ -7,7 +7,19 @@ from matplotlib.axes import Axes
 
 from paramtransfer.figures import style
 from paramtransfer.figures.drawing import Drawing, SweepData
-from paramtransfer.metrics import ABOVE, ACCURACY, HINDSIGHT, INHERITING, of_candidate, sem_of
+from paramtransfer.metrics import (
+    ABOVE,
+    ACCURACY,
+    BASELINE_ACCURACY,
+    GAIN,
+    HINDSIGHT,
+    INHERITING,
+    of_candidate,
+    sem_of,
+)
+
+_NOTHING = "nothing inherited"
+"""The baseline, which every job has."""
 
 
 class Better:
@@ -15,7 +27,7 @@ class Better:
 
     Args:
         x: the swept key on the axis.
-        fresh: the candidates that inherit nothing.
+        fresh: the candidates that inherit nothing; the baseline is one more.
         paper: the candidate that is the paper's rule.
         lines: another key of the sweep.
     """
@@ -44,17 +56,17 @@ class Better:
         """Of each setting: the best fresh start and the best of all, by their means, and the choice against them."""
         prefix = f"{HINDSIGHT}/"
         names = [str(name).removeprefix(prefix) for name in table if str(name).startswith(prefix)]
-        fresh = [of_candidate("", name).removeprefix("/") for name in self._fresh]
+        fresh = [_NOTHING, *(of_candidate("", name).removeprefix("/") for name in self._fresh)]
         paper = of_candidate("", self._paper).removeprefix("/")
         rows = []
         for _, row in table.iterrows():
-            mean = {name: row[prefix + name] for name in names}
-            best_fresh, best = max(fresh, key=mean.__getitem__), max(names, key=mean.__getitem__)
+            mean = {_NOTHING: row[BASELINE_ACCURACY], **{name: row[prefix + name] for name in names}}
+            best_fresh, best = max(fresh, key=mean.__getitem__), max(mean, key=mean.__getitem__)
             judged = {key: row[key] for key in (*self.keys, "n", ACCURACY, sem_of(ACCURACY), INHERITING)}
-            judged |= {"best fresh": best_fresh, "best": best, "paper's gain": mean[paper] - mean[fresh[0]]}
+            judged |= {"best fresh": best_fresh, "best": best, "paper's gain": mean[paper] - mean[_NOTHING]}
             for title, name, sign in (("over fresh", best_fresh, 1), ("over paper", paper, 1), ("regret", best, -1)):
-                judged[title] = sign * row[f"{ABOVE}/{name}"]
-                judged[sem_of(title)] = row[sem_of(f"{ABOVE}/{name}")]
+                above = GAIN if name == _NOTHING else f"{ABOVE}/{name}"
+                judged[title], judged[sem_of(title)] = sign * row[above], row[sem_of(above)]
             rows.append(judged)
         return pd.DataFrame(rows)
 
