@@ -7,10 +7,12 @@ from math import nan
 
 import numpy as np
 import pytest
+import timm
 import torch
 from scipy import optimize, stats
 
 from paramtransfer.advice.cheap import Cheap, probably_seen, promising_first
+from paramtransfer.advice.features import features_of
 from paramtransfer.advice.halving import Limits, Trained, needed_epochs, rungs, search
 from paramtransfer.advice.knn import knn_accuracy
 from paramtransfer.advice.logme import log_evidence, logme
@@ -35,6 +37,25 @@ def test_nearest_neighbours_by_hand() -> None:
     assert knn_accuracy(features, labels, neighbours=4) == pytest.approx(2 / 5)
     with pytest.raises(ValueError, match="must be two or more"):
         knn_accuracy(features[:1], labels[:1])
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+def test_features_are_what_a_head_is_given(name: str) -> None:
+    """As timm itself gives them before its classifier; of a network without one, what it puts out."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=7)
+    size = 160 if name == "test_vit" else 64
+    images = torch.randn(4, 3, size, size)
+    batches = [(images[:2], torch.tensor([0, 1])), (images[2:], torch.tensor([1, 0]))]
+    features, labels = features_of(network, batches)
+    assert labels.tolist() == [0, 1, 1, 0]
+    assert network.training
+    network.eval()
+    with torch.no_grad():
+        expected = network.forward_head(network.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(features, expected)
+    network.reset_classifier(0)
+    torch.testing.assert_close(features_of(network, batches)[0], expected)
 
 
 def direct_evidence(features: np.ndarray, target: np.ndarray, alpha: float, beta: float) -> float:
