@@ -11,12 +11,12 @@ import timm
 import torch
 from scipy import optimize, stats
 
-from paramtransfer.advice.cheap import Cheap, probably_seen, promising_first
 from paramtransfer.advice.features import features_of
-from paramtransfer.advice.halving import Limits, Trained, needed_epochs, rungs, search
+from paramtransfer.advice.first_look import Cheap, probably_seen, promising_first
 from paramtransfer.advice.knn import knn_accuracy
 from paramtransfer.advice.logme import log_evidence, logme
 from paramtransfer.advice.policy import FRESH, Belief, Pair, Thresholds, believe, decide
+from paramtransfer.advice.search import Limits, Trained, needed_epochs, rungs, search
 from paramtransfer.advice.settings import Question
 from paramtransfer.advice.verdict import Advice, Row, Spent
 from paramtransfer.statistics import Estimate

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from paramtransfer import Selection, inherit, plan_filters
 from paramtransfer.advice import advisor
 from paramtransfer.advice.settings import Question
-from paramtransfer.advice.start import as_file, loading_lines, start_of
+from paramtransfer.advice.winning_start import as_file, loading_lines, start_of
 from paramtransfer.errors import TrainingError
 from paramtransfer.interrupts import Interrupted
 from paramtransfer.tracking.runs import RunRecord

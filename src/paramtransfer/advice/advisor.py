@@ -10,14 +10,14 @@ from statistics import fmean
 
 import torch
 
-from paramtransfer.advice.cheap import Cheap, cheap_scores, probably_seen, promising_first
 from paramtransfer.advice.features import features_of
-from paramtransfer.advice.halving import Limits, Search, Trained, search
+from paramtransfer.advice.first_look import Cheap, cheap_scores, probably_seen, promising_first
 from paramtransfer.advice.policy import FRESH, LEAST_PAIRS, believe, decide, variance_of_a_pair
+from paramtransfer.advice.search import Limits, Search, Trained, search
 from paramtransfer.advice.settings import Candidate, Question
-from paramtransfer.advice.start import FILE, as_file, fresh_start, loading_lines, start_of
 from paramtransfer.advice.target import SECONDS_TAG, check_target, recorded_seconds, seconds_of_training, target_of
 from paramtransfer.advice.verdict import Advice, Row, Spent
+from paramtransfer.advice.winning_start import FILE, as_file, fresh_start, loading_lines, start_of
 from paramtransfer.errors import ConfigError, TrainingError
 from paramtransfer.experiment.job import Job
 from paramtransfer.experiment.run import foreign_state, run
