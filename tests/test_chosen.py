@@ -33,17 +33,21 @@ def test_choice_keeps_the_default_within_its_noise() -> None:
     found = choose(scores(0, 0.1, 1.0), [False, True, True])
     test = stats.ttest_rel(scores(0, 0.1, 1.0)[2], scores(0, 0.1, 1.0)[0], alternative="greater")
     assert (found.index, found.verdict, found.inherits) == (2, "inherit", True)
-    assert found.wrong == pytest.approx(2 * test.pvalue, rel=1e-4)
+    assert found.p == pytest.approx(2 * test.pvalue, rel=1e-4)
     assert found.differences[2][0] / found.differences[2][1] == pytest.approx(test.statistic, rel=1e-4)
 
     kept = choose(scores(0, 0.1, 0.2), [False, True, True], inflation=5)
     assert (kept.index, kept.verdict, kept.inherits) == (0, "cannot tell", False)
     unproven = choose(scores(0, 0.1, 1.0), [False, True, True], inflation=5)
     assert (unproven.index, unproven.verdict) == (2, "cannot tell")
-    assert choose(scores(0, 0.1, 1.0), [False, True, True], finalists=[0, 1]).index == 0
+    dropped = choose(scores(0, -1.0, 1.0), [False, True, True], finalists=[0, 1])
+    assert (dropped.index, dropped.p, dropped.verdict) == (0, 1.0, "start fresh")
+    assert choose(scores(0, 0.1, 1.0), [False, True, True], is_claim=False).verdict == "no verdict"
+    noisy = choose(scores(0, 0.1, 1.0), [False, True, True], training_variance=1.1)
+    assert (noisy.index, noisy.verdict) == (0, "cannot tell")
     assert choose(scores(0, -1, -2.0), [False, True, True]).verdict == "start fresh"
-    same = torch.ones(2, 5)
-    assert choose(same, [False, True]).index == 0
+    same = choose(torch.ones(2, 5), [False, True])
+    assert (same.index, same.verdict) == (0, "cannot tell")
 
 
 def test_held_out_margins_are_those_of_trainings_on_the_others() -> None:
@@ -101,15 +105,24 @@ def test_job_that_chooses(train_here: Fixture) -> None:
     fewer = ["task.upstream.steps=20", "task.downstream.steps=10", "task.downstream.num_samples=20"]
     output = train_here("experiment=better", *small, "dataset.u_norm=3", *fewer)
     assert "Regret:" in output
-    single = train_here("transfer=chosen", *small, *fewer)
-    assert "chosen on the target's training data:" in single.replace("\n", " ")
+    without = train_here("experiment=better", *small, "dataset.u_norm=3", *fewer, "transfer.hindsight=false")
+    assert "No figure: it needs what transfer.hindsight=true looks up." in without
+    same = "with transfer 0"
+    assert output[output.index(same) :].splitlines()[0] == without[without.index(same) :].splitlines()[0]
 
 
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
         (["transfer.candidates=[]"], r"transfer\.candidates=\[\]: must be a list of starts"),
-        (["transfer.candidates=[none]"], "must be two or more different starts"),
+        (["transfer.candidates=[none]"], "must be two or more different starts, one of which inherits"),
+        (["transfer.candidates=[none,aligned]"], "must be two or more different starts, one of which inherits"),
+        (["transfer.candidates=[none,{alpha: []}]"], r"transfer\.candidates\.alpha=\[\]: must be a value or a list"),
+        (["transfer.candidates=[none,{alpha: 1, dash: 0}]"], "must be without dash"),
+        (
+            ["transfer.candidates=[none,{alpha: 1, select: activation}]"],
+            r"transfer\.select=activation: must be random or",
+        ),
         (["transfer.candidates=[{alpha: 1},none]"], "must be none or aligned in the first place"),
         (["transfer.candidates=[none,magic]"], r"transfer\.candidates\.rule=magic: must be filters or none or "),
         (["transfer.candidates=[none,{alpha: 2}]"], "alpha=2: must be"),
@@ -117,7 +130,10 @@ def test_job_that_chooses(train_here: Fixture) -> None:
         (["transfer.candidates=[none,{alpha: 1, head_epochs: 1}]"], "must be without head_epochs"),
         (["transfer.candidates=[none,{alpha: 1, select: norm, rank: 0}]"], "rank=0: must be"),
         (["transfer.folds=1"], r"transfer\.folds=1: must be"),
-        (["task.downstream.num_samples=9"], r"transfer\.folds=5: must be at most 4: the target has 9 training samples"),
+        (
+            ["task.downstream.num_samples=9"],
+            r"task\.downstream\.num_samples=9: must be at least 10 with transfer\.folds=5",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(overrides: list[str], sentence: str, compose_job: Fixture) -> None:
@@ -129,6 +145,6 @@ def test_bad_input_is_one_sentence(overrides: list[str], sentence: str, compose_
 def test_halving_ends_with_two() -> None:
     """Each rung keeps the better half and trains twice as long; the last one as long as the downstream."""
     assert list(rungs(8, 20)) == [(5, 4), (10, 2), (20, 2)]
-    assert list(rungs(5, 7)) == [(1, 3), (3, 2), (7, 2)]
+    assert list(rungs(5, 7)) == [(2, 3), (4, 2), (7, 2)]
     assert list(rungs(2, 10)) == [(10, 2)]
     assert list(rungs(1, 3)) == [(3, 1)]

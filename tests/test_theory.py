@@ -48,6 +48,18 @@ def test_theorems_by_hand() -> None:
     assert theory.error_bound(np.array([2, 0.625])) == pytest.approx([0.135335, 1], abs=1e-6)
 
 
+def test_shrunk_inheritance() -> None:
+    """A/(B d) with c in front of what is inherited, by hand and by its slope on both sides of the crossing."""
+    # c = 0.5 halves alpha: A = 0.0625 · 10000 · 16/1 + 1600 · 25/16 = 12500, B = 0.0625 · 4 · 100/1 + 40 = 65
+    assert theory.signal_to_threshold(theory.shrunk(SETTING, 0.5)) == pytest.approx(12500 / (65 * 100))
+    # Equal tasks but for N: the crossing is at ‖u‖/‖s‖ = (40/100)^(1/4) = 0.7953
+    for share, helps in ((0.79, True), (0.80, False)):
+        setting = replace(SETTING, sigma2=1, u_norm=share, v1_norm=(1 - share**2) ** 0.5, v2_norm=(1 - share**2) ** 0.5)
+        assert bool(theory.shrinking_helps(setting)) is helps
+        less, more = (theory.signal_to_threshold(theory.shrunk(setting, scale)) for scale in (0.9, 1.1))
+        assert (less > more) is np.bool_(helps)
+
+
 def test_negative_transfer_agrees_with_the_measured_sign() -> None:
     """At α = 0.5 Proposition 4.4 predicts harm exactly where simulations (10 seeds, d = 400, σ² = 15) show it."""
     u_norm = np.array([0.0, 1.0, 2.0, 3.0])

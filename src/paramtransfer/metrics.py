@@ -26,8 +26,8 @@ LEAP_ERROR = "train/leap_error"
 
 INHERITING = "choice/inheriting"
 """Share of the replicates whose chosen start inherits (`transfer=chosen`)."""
-CHOICE_WRONG = "choice/wrong"
-"""The chance that another start would have been better than the chosen one, mean over replicates."""
+CHOICE_P = "choice/p"
+"""p of the chosen start's lead over the default, 1 where that is kept; mean over replicates."""
 CHOICE_SECONDS = "time/choice"
 """What choosing took."""
 

@@ -214,6 +214,7 @@ def metrics(s: Setting) -> dict[str, float]:
         "scratch_ratio": scratch_ratio(s),
         "gamma": gamma(s),
         "negative_transfer": negative_transfer(s),
+        "shrinking_helps": shrinking_helps(s),
         "condition_holds": condition_holds(s),
         **{f"condition/{line}": ratio for line, ratio in condition(s).items()},
         **{f"steps/{stage}": ratio for stage, ratio in stopping_times(s).items()},

@@ -17,7 +17,7 @@ from paramtransfer.experiment.identity import Depends, Identity, contents, ident
 from paramtransfer.experiment.job import Job
 from paramtransfer.stage import SIDES, Stage
 from paramtransfer.training.fit import fit_and_test
-from paramtransfer.transfer.callback import ParameterTransfer
+from paramtransfer.transfer.callback import Choosing, ParameterTransfer
 
 _GROUPS = ("dataset", "task", "model", "transfer", "optim", "solver", "trainer")
 _OBJECTS = ("training",)  # keys of a group that other objects are made from
@@ -76,8 +76,9 @@ def _make_job(config: DictConfig) -> Job:
         ["upstream", "baseline", "downstream"] if transfer.needs_upstream else ["baseline", "downstream"]
     )
     tasks.check(transfer, root.seed, root.replicates)
-    if hasattr(transfer, "check_target"):
-        transfer.check_target(tasks.data("downstream", seed=root.seed, replicates=root.replicates))
+    transfer.check_target(tasks.data("downstream", seed=root.seed, replicates=root.replicates))
+    if isinstance(transfer, Choosing) and trainer.ranks.size > 1:
+        raise refusal("trainer.devices", trainer.ranks.size, "1 with a rule that chooses among starts")
     for side in {SIDES[stage] for stage in stages}:
         trainer.check(tasks.data(side, seed=root.seed, replicates=root.replicates))
     identities = {}

@@ -80,7 +80,8 @@ class Job:
     def theory(self, stage: Stage) -> Mapping[str, float]:
         """The theory's values for a stage; none where it does not speak of the rule."""
         seen: Stage = stage if "upstream" in self.stages else "baseline"  # without an upstream, task 1 is nobody's
-        return {} if math.isnan(self.alpha) else self.tasks.theory(seen, self.transfer.alpha * self.transfer.scale)
+        alpha = self.transfer.alpha * self.transfer.scale
+        return {} if math.isnan(alpha) else self.tasks.theory(seen, alpha)
 
 
 @dataclass(frozen=True, kw_only=True)

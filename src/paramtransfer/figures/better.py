@@ -1,6 +1,7 @@
 """What a choice among starts is worth: the chosen one against each of those that it was chosen from, in hindsight."""
 
 from collections.abc import Sequence
+from math import nan
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -39,6 +40,8 @@ class Better:
         self._fresh, self._paper = list(fresh), paper
 
     def __call__(self, data: SweepData) -> Drawing:
+        if not any(str(name).startswith(HINDSIGHT) for name in data.table):
+            return Drawing(notes=["No figure: it needs what transfer.hindsight=true looks up."])
         cells = self.judged(data.table)
         figure, axes = style.panels(4)
         groups = dict(list(cells.groupby(self.lines)))
@@ -61,12 +64,15 @@ class Better:
         rows = []
         for _, row in table.iterrows():
             mean = {_NOTHING: row[BASELINE_ACCURACY], **{name: row[prefix + name] for name in names}}
-            best_fresh, best = max(fresh, key=mean.__getitem__), max(mean, key=mean.__getitem__)
+            best_fresh, best = (
+                max((name for name in fresh if name in mean), key=mean.__getitem__),
+                max(mean, key=mean.__getitem__),
+            )
             judged = {key: row[key] for key in (*self.keys, "n", ACCURACY, sem_of(ACCURACY), INHERITING)}
-            judged |= {"best fresh": best_fresh, "best": best, "paper's gain": mean[paper] - mean[_NOTHING]}
+            judged |= {"best fresh": best_fresh, "best": best, "paper's gain": mean.get(paper, nan) - mean[_NOTHING]}
             for title, name, sign in (("over fresh", best_fresh, 1), ("over paper", paper, 1), ("regret", best, -1)):
                 above = GAIN if name == _NOTHING else f"{ABOVE}/{name}"
-                judged[title], judged[sem_of(title)] = sign * row[above], row[sem_of(above)]
+                judged[title], judged[sem_of(title)] = sign * row.get(above, nan), row.get(sem_of(above), nan)
             rows.append(judged)
         return pd.DataFrame(rows)
 

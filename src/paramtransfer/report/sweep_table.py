@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from paramtransfer.figures.drawing import SweepData
-from paramtransfer.metrics import ESTIMATES, sem_of
+from paramtransfer.metrics import sem_of
 from paramtransfer.statistics import pooled
 from paramtransfer.tracking.store import Store
 from paramtransfer.tracking.sweeps import JobRecord
@@ -53,7 +53,7 @@ def average_seeds(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         row = group.drop(columns=_SEED).iloc[0].copy()
         numbers = group.drop(columns=[_SEED, *by]).select_dtypes("number")
         row.update(numbers.mul(group["n"], axis=0).sum() / group["n"].sum())
-        for name in ESTIMATES:
+        for name in [str(name) for name in group if sem_of(str(name)) in group]:
             row[name], row[sem_of(name)] = pooled(group[name], group[sem_of(name)], group["n"])
         row["n"] = int(group["n"].sum())
         averaged.append(row)

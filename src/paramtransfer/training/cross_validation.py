@@ -27,12 +27,13 @@ class CrossValidated(Chosen):
     A sample's score is Phi(m / (0.5 s)), m = y f(W; x) by the training that has not seen it and s the standard
     deviation of the start's held-out margins: a hit with a soft edge, so that 100 samples say more than 100 hits would.
 
-    Trainings of different folds share samples, so that their errors are not independent: the standard error of a paired
-    difference is that of independent samples times sqrt(1 + K/(K - 1)) (Nadeau and Bengio, 2003).
+    Trainings of different folds share samples, so that their errors are not independent: for p and the verdict the
+    standard error of a paired difference is that of independent samples times sqrt(1 + K/(K - 1)), what Nadeau and
+    Bengio (2003) derive for random divisions.
 
     Args:
         folds: K, into which the samples of a replicate are divided at random.
-        hindsight: whether the test accuracy of every start is looked up beside the choice, to measure it by.
+        hindsight: whether the test accuracy of every start is looked up after the choice, to measure it by.
         others: see `Chosen`.
     """
 
@@ -53,27 +54,36 @@ class CrossValidated(Chosen):
         """
         if not isinstance(data, SyntheticTask):
             raise refusal("transfer", "chosen", "chosen_images for a task on images")
-        num = data.settings.num_samples
-        if num < 2 * self.folds:
-            raise refusal("transfer.folds", self.folds, f"at most {num // 2}: the target has {num} training samples")
+        super().check_target(data)
+        if asks_labels := [name for name, made in self.candidates.items() if made.rule.sees_labels]:
+            raise refusal("transfer.candidates", asks_labels[0], "without dash, which has seen the labels held out")
+        num, least = data.settings.num_samples, 2 * self.folds
+        if num < least:
+            raise refusal("task.downstream.num_samples", num, f"at least {least} with transfer.folds={self.folds}")
 
     def compare(
         self, starts: Sequence[Account], module: LightningModule, data: Any, make_trial: Callable[[int], Trainer]
     ) -> Comparison:
         assert isinstance(module, FullBatchTraining)
-        scores, accuracies = [], []
+        scores = []
         for r, rng in enumerate(data.streams("folds")):
-            samples = Samples(*(tensor[r : r + 1] for tensor in data.samples))
+            samples, filters_CJMD = _of_replicate(r, data, starts)
             fold_N = torch.from_numpy(rng.permutation(samples.labels_RN.shape[1]) % self.folds)
-            filters_CJMD = torch.stack([state["filters"][r] for state, _ in starts])
-            if self.hindsight:
-                accuracies.append(_test_accuracy(filters_CJMD, samples, module, data, r))
             scores.append(score(held_out_margins(filters_CJMD, samples, fold_N, module, data.settings.steps)))
-        return Comparison(
-            scores,
-            inflation=(1 + self.folds / (self.folds - 1)) ** 0.5,
-            accuracies_RC=torch.stack(accuracies) if accuracies else None,
-        )
+        return Comparison(scores, inflation=(1 + self.folds / (self.folds - 1)) ** 0.5)
+
+    def in_hindsight(self, starts: Sequence[Account], module: LightningModule, data: Any) -> Tensor | None:
+        if not self.hindsight:
+            return None
+        assert isinstance(module, FullBatchTraining)
+        replicates = range(len(data.samples.labels_RN))
+        return torch.stack([_test_accuracy(*_of_replicate(r, data, starts), module, data, r) for r in replicates])
+
+
+def _of_replicate(replicate: int, data: SyntheticTask, starts: Sequence[Account]) -> tuple[Samples, Tensor]:
+    """One replicate's training samples, and its filters (C, J, M, D) in each start."""
+    samples = Samples(*(tensor[replicate : replicate + 1] for tensor in data.samples))
+    return samples, torch.stack([state["filters"][replicate] for state, _ in starts])
 
 
 def held_out_margins(
@@ -81,7 +91,8 @@ def held_out_margins(
 ) -> Tensor:
     """y f(W; x) of every sample by the training that has not seen it: (C, N).
 
-    A label of 0 in place of -1 or 1 takes a sample out of every gradient; the step size makes up for its share.
+    A label of 0 in place of -1 or 1 takes a sample out of every gradient; the step size makes up for its share, exactly
+    where the folds are of one size.
 
     Args:
         filters_CJMD: where the trainings start.
@@ -116,7 +127,7 @@ def _trained(
 
 
 def _test_accuracy(
-    filters_CJMD: Tensor, samples: Samples, module: FullBatchTraining, data: SyntheticTask, replicate: int
+    samples: Samples, filters_CJMD: Tensor, module: FullBatchTraining, data: SyntheticTask, replicate: int
 ) -> Tensor:
     """Of every start, trained on all samples of a replicate: (C,)."""
     num = len(filters_CJMD)
@@ -132,5 +143,7 @@ def _test_accuracy(
 def score(margins_CN: Tensor) -> Tensor:
     """A softened hit on each sample: (C, N)."""
     scale_C1 = _SOFTNESS * margins_CN.std(dim=1, keepdim=True).clamp(min=torch.finfo(margins_CN.dtype).tiny)
-    soft_CN: Tensor = torch.special.ndtr(margins_CN / scale_C1)
+    soft_CN: Tensor = torch.special.ndtr(margins_CN / scale_C1).nan_to_num(
+        0
+    )  # a training that diverged is always wrong
     return soft_CN

@@ -25,7 +25,7 @@ from paramtransfer.transfer.start import Start
 
 _Rule = Filters | Nothing | Aligned
 _RULES: dict[str, type[_Rule]] = {"filters": Filters, "none": Nothing, "aligned": Aligned, "spectrum": Spectrum}
-_FRESH = ("none", "aligned")
+_FRESH = ("none", "aligned", "spectrum")  # of no knowledge of the upstream's but, of the last, its singular values
 _KEY = "transfer.candidates"
 
 Account = tuple[dict[str, Tensor], Report]
@@ -39,10 +39,16 @@ class Comparison(NamedTuple):
     """Of each replicate, every start's score on every sample; larger is better."""
     inflation: float = 1.0
     """Of standard errors, where the samples are not independent."""
+    training_variance: float = 0.0
+    """Of a difference, from one training to the next."""
     finalists: Sequence[int] = ()
     """Those that have come to the end; none named: all."""
-    accuracies_RC: Tensor | None = None
-    """Test accuracies of all starts, where they are asked for: for measuring a choice, which does not see them."""
+    is_claim: bool = True
+    """Whether the scores can carry a verdict."""
+
+    def how(self) -> dict[str, Any]:
+        """How the scores are to be judged."""
+        return {name: value for name, value in self._asdict().items() if name != "scores_RCN"}
 
 
 class Candidate(NamedTuple):
@@ -64,8 +70,8 @@ class Chosen(ABC):
         ValueError: an argument that is out of range, named by its configuration key.
     """
 
-    alpha = math.nan
-    scale = 1.0
+    alpha = 1.0
+    scale = math.nan  # the theory speaks of one start, not of a choice
     label = "chosen"
     needs_upstream = True
     start = Start()
@@ -74,10 +80,11 @@ class Chosen(ABC):
         if not isinstance(candidates, list | tuple) or not candidates:
             raise refusal(_KEY, candidates, "a list of starts, a fresh one first: [none, {alpha: [0.5, 1]}]")
         self.candidates = {made.rule.label: made for entry in candidates for made in _spanned(entry)}
-        if next(iter(self.candidates.values())).inherits:
+        first = next(iter(self.candidates.values()))
+        if first.inherits or first.rule.needs_upstream:
             raise refusal(_KEY, candidates[0], "none or aligned in the first place: the default is a fresh start")
-        if len(self.candidates) < 2:
-            raise refusal(_KEY, candidates, "two or more different starts")
+        if not any(made.inherits for made in self.candidates.values()):
+            raise refusal(_KEY, candidates, "two or more different starts, one of which inherits")
         self.needs_target = any(made.rule.needs_target for made in self.candidates.values())
 
     def identity(self, stage: Stage) -> dict[str, object]:
@@ -114,15 +121,15 @@ class Chosen(ABC):
         started = time.perf_counter()
         found = self.compare(starts, module, data, make_trial)
         inherits = [made.inherits for made in self.candidates.values()]
-        choices = [
-            choose(scores_CN, inherits, inflation=found.inflation, finalists=found.finalists)
-            for scores_CN in found.scores_RCN
-        ]
+        choices = [choose(scores_CN, inherits, **found.how()) for scores_CN in found.scores_RCN]
         kept = [each.index for each in choices]
         state = {name: _mixed([start[name] for start, _ in starts], kept) for name in starts[0][0]}
         seconds = time.perf_counter() - started
         compared = Compared(
-            candidates=tuple(self.candidates), choices=choices, seconds=seconds, accuracies_RC=found.accuracies_RC
+            candidates=tuple(self.candidates),
+            choices=choices,
+            seconds=seconds,
+            accuracies_RC=self.in_hindsight(starts, module, data),
         )
         return state, Report(_mixed_rows([report.rows for _, report in starts], kept), compared=compared)
 
@@ -132,6 +139,10 @@ class Chosen(ABC):
     ) -> Comparison:
         """Try the starts out; the module is left as it is."""
 
+    def in_hindsight(self, starts: Sequence[Account], module: LightningModule, data: Any) -> Tensor | None:
+        """Test accuracies of all starts, (R, C), once the choice is made, to measure it by; None: not asked for."""
+        return None
+
     @abstractmethod
     def check_target(self, data: object) -> None:
         """Refuse data that starts cannot be compared on.
@@ -139,6 +150,8 @@ class Chosen(ABC):
         Raises:
             ValueError: names the key.
         """
+        for made in self.candidates.values():
+            made.rule.check_target(data)
 
 
 def _spanned(entry: object) -> list[Candidate]:
@@ -146,6 +159,8 @@ def _spanned(entry: object) -> list[Candidate]:
     settings = {"rule": entry} if isinstance(entry, str) else entry
     if not isinstance(settings, Mapping):
         raise refusal(_KEY, entry, "the name of a rule or its settings")
+    if empty := [key for key, value in settings.items() if value in ([], ())]:
+        raise refusal(f"{_KEY}.{empty[0]}", [], "a value or a list of values")
     lists = [value if isinstance(value, list | tuple) else [value] for value in settings.values()]
     return [_candidate(dict(zip(settings, values, strict=True))) for values in itertools.product(*lists)]
 
@@ -157,7 +172,8 @@ def _candidate(settings: dict[str, Any]) -> Candidate:
     except TypeError as error:
         raise refusal(_KEY, settings, f"settings of transfer={name}: {error}") from None
     if rule.start != Start():
-        raise refusal(_KEY, settings, "without head_epochs, freeze_epochs and match_steps, which come after a start")
+        allowed = "without head_epochs, freeze_epochs, frozen_norms, match_steps and batchnorm=recalibrate"
+        raise refusal(_KEY, settings, f"{allowed}, which come after a start")
     return Candidate(rule, name not in _FRESH)
 
 

@@ -1,5 +1,6 @@
 """Controls: starts that inherit nothing, or scale and spectrum alone: structure is not to be taken for knowledge."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -61,6 +62,7 @@ class Spectrum(Filters):
             freeze_epochs=freeze_epochs,
         )
         self.label = self.label.replace("reset", "spectrum")
+        self.scale = math.nan  # no direction is inherited, which the theory is about
 
     def _plan(self, upstream: nn.Module, downstream: nn.Module) -> Plan:
         return [
@@ -109,9 +111,9 @@ class Aligned(TransferRule):
         if not isinstance(unwrap(downstream).network, TwoLayerCNN):
             name = type(downstream).__name__
             raise refusal("transfer", "aligned", f"spectrum for {name}, whose filters lie in several layers")
-        plan = plan_nothing(downstream, reason="its filters share a direction")
-        state, report = inherit(plan, {}, downstream.state_dict(), Selection(alpha=0.0, seed=seed))
         share_direction = target is None or self._is_wide(filter_widths(downstream), target)
+        plan = plan_nothing(downstream, reason="its filters share a direction" if share_direction else "fresh")
+        state, report = inherit(plan, {}, downstream.state_dict(), Selection(alpha=0.0, seed=seed))
         together = self.signs == "together"
         if share_direction:
             state = {name: self.scale * aligned(filters, together=together) for name, filters in state.items()}

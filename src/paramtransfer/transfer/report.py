@@ -12,8 +12,8 @@ from torch import Tensor
 
 from paramtransfer.metrics import (
     ABOVE,
+    CHOICE_P,
     CHOICE_SECONDS,
-    CHOICE_WRONG,
     HINDSIGHT,
     INHERITING,
     of_candidate,
@@ -84,7 +84,7 @@ class Compared:
         """Means over replicates."""
         means = {
             CHOICE_SECONDS: self.seconds,
-            CHOICE_WRONG: fmean(choice.wrong for choice in self.choices),
+            CHOICE_P: fmean(choice.p for choice in self.choices),
             INHERITING: fmean(choice.inherits for choice in self.choices),
         }
         return means | (self._in_hindsight(self.accuracies_RC) if self.accuracies_RC is not None else {})
@@ -98,7 +98,8 @@ class Compared:
             above = of_candidate(ABOVE, name)
             metrics[of_candidate(HINDSIGHT, name)] = accuracy_R.mean().item()
             metrics[above] = above_R.mean().item()
-            metrics[sem_of(above)] = above_R.std().item() / len(above_R) ** 0.5 if len(above_R) > 1 else 0.0
+            if len(above_R) > 1:
+                metrics[sem_of(above)] = above_R.std().item() / len(above_R) ** 0.5
         return metrics
 
     def as_dict(self) -> dict[str, object]:
@@ -106,7 +107,7 @@ class Compared:
         replicates = [
             {
                 "kept": self.candidates[choice.index],
-                "wrong": choice.wrong,
+                "p": choice.p,
                 "verdict": choice.verdict,
                 "differences": [
                     {"candidate": name, "mean": mean, "sem": sem}

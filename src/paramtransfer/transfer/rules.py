@@ -1,5 +1,6 @@
 """The transfer rules that a configuration can name: each gives the downstream model its start."""
 
+import math
 from typing import Protocol
 
 import torch
@@ -9,7 +10,7 @@ from paramtransfer.checks import choice, refusal, share
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.stage import Stage
 from paramtransfer.transfer.apply import inherit
-from paramtransfer.transfer.explained_variance import Target
+from paramtransfer.transfer.explained_variance import ImageData, Target
 from paramtransfer.transfer.plan import BATCHNORM, CHANNELS, UNITS, Pairing, Plan, plan_filters, plan_nothing
 from paramtransfer.transfer.regularize import ALONG, Regularization, filter_widths, shrink_by_direction
 from paramtransfer.transfer.report import Report
@@ -23,9 +24,10 @@ class TransferRule(Protocol):
     """What is inherited and how; a rule of your own needs these names, and has those with values by subclassing it."""
 
     alpha: float
-    """The share of filters inherited, which the theory is evaluated at; NaN where it does not speak of the rule."""
+    """The share of filters inherited, which the theory is evaluated at."""
     scale: float = 1.0
-    """What is inherited is multiplied by it; the theory takes it as a factor of `alpha` (`theory.shrunk`)."""
+    """What is inherited is multiplied by it; the theory takes it as a factor of `alpha` (`theory.shrunk`). NaN where it
+    does not speak of the rule."""
     label: str
     """What is inherited, in a few words, for the names of runs."""
     needs_upstream: bool = True
@@ -33,6 +35,16 @@ class TransferRule(Protocol):
     """Whether it looks at the target's training samples, and is then called with them as `target`."""
     start: Start = Start()
     """What happens before and while the training begins."""
+    sees_labels: bool = False
+    """Whether it looks at the labels of the target's training samples."""
+
+    def check_target(self, data: object) -> None:
+        """Refuse, before anything is trained, data that the rule cannot look at.
+
+        Raises:
+            ValueError: names the key.
+        """
+        return
 
     def __call__(
         self, upstream: nn.Module, downstream: nn.Module, *, seed: int, target: Target | None = None
@@ -94,6 +106,9 @@ class Filters(TransferRule):
             recalibrate=batchnorm == "recalibrate",
         )
         self.needs_target = select in NEEDS_IMAGES or dash is not None
+        self.sees_labels = dash is not None
+        if perturb or dash is not None:
+            self.scale = math.nan  # the theory does not speak of it
         usual = (UNITS[0], SELECT[0], CHANNELS[0], BATCHNORM[0])
         given = (unit, select, channels, batchnorm)
         others = [value for value, default in zip(given, usual, strict=True) if value != default]
@@ -119,6 +134,10 @@ class Filters(TransferRule):
 
     def _land(self, pairing: Pairing, taken: Tensor, fresh: Tensor) -> Tensor:
         return self.how.land(pairing, taken, fresh)
+
+    def check_target(self, data: object) -> None:
+        if self.select in NEEDS_IMAGES and not isinstance(data, ImageData):
+            raise refusal("transfer.select", self.select, "random or norm: this task has no images")
 
     def identity(self, stage: Stage) -> dict[str, object]:
         """The settings that a stage's result depends on, under their configuration keys: the downstream's alone."""
