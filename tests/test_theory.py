@@ -202,6 +202,7 @@ def test_metrics_are_finite_and_named() -> None:
         "theory/scratch_ratio",
         "theory/gamma",
         "theory/negative_transfer",
+        "theory/shrinking_helps",
         "theory/condition_holds",
         "theory/condition/dim",
         "theory/condition/filters",
