@@ -177,9 +177,26 @@ def test_search_spends_its_time() -> None:
     assert len(set(made.asked)) == len(made.asked)
     assert [asked for asked in made.asked if asked[1] == 20 and asked[0] == "b"] == [("b", 20, 7 + n) for n in range(4)]
     assert 300 - 20 < done.seconds <= 300  # one more training would be too much
-    assert [pair.gain for pair in done.pairs("b", 20)] == pytest.approx([0.1] * 4)
+    assert [pair.gain for pair in done.whole_pairs("b").values()] == pytest.approx([0.1] * 4)
     seeds = {(epochs, seed) for _, epochs, seed in made.asked}
-    assert len({seed for _, seed in seeds}) == len(seeds)  # no rung sees the images of another
+    assert len({seed for _, seed in seeds}) == len(seeds)  # no rung has the seed of another
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_rungs_of_one_length_choose_by_their_own_seed(epochs: int) -> None:
+    """With few epochs several rungs train for one: what only the first's seed favours is left at the second.
+
+    Nobody gains anything with the seeds of the verdict, and the luck of the rungs is no part of it.
+    """
+    luck = {7 + 1000: {"a": 0.3, "b": 0.2, "c": 0.1}, 7 + 1001: {"b": 0.3, "c": 0.2}}
+
+    def made(name: str, length: int, seed: int) -> Trained:
+        return Trained(accuracy=0.5 + luck.get(seed, {}).get(name, 0.0), num_images=100, seconds=float(length))
+
+    done = search(list("abcde"), made, Limits(seconds=1000, epochs=epochs, seeds=3, first_seed=7))
+    assert done.finalists == ["b", "c"]
+    for name in done.finalists:
+        assert {seed: pair.gain for seed, pair in done.whole_pairs(name).items()} == {7: 0.0, 8: 0.0, 9: 0.0}
 
 
 def test_search_with_little_time() -> None:
@@ -188,8 +205,8 @@ def test_search_with_little_time() -> None:
     assert {name for name, state in done.states.items() if state.startswith("not trained")} == {"c", "d"}
     done = search(list("abcd"), Made(a=0.3, b=0.1, c=0, d=0), Limits(seconds=45, epochs=20, seeds=5, first_seed=0))
     assert done.seconds == 40
-    assert len(done.pairs("a", 20)) == 1
-    beliefs = believe({name: done.pairs(name, 20) for name in done.finalists}, prior=0.05)
+    assert len(done.whole_pairs("a")) == 1
+    beliefs = believe({name: list(done.whole_pairs(name).values()) for name in done.finalists}, prior=0.05)
     assert decide(beliefs, LIMITS).verdict == "unclear"
 
 

@@ -158,9 +158,9 @@ class Advisor:
         return Trained(accuracy=accuracy, num_images=num_images, seconds=seconds)
 
     def _conclude(self, found: Search, names: Sequence[str]) -> Advice:
-        pairs = {name: found.pairs(name, self._epochs) for name in found.finalists}
+        pairs = {name: list(found.whole_pairs(name).values()) for name in found.finalists}
         decision = decide(believe(pairs, prior=self._question.prior), self._question.thresholds)
-        gains = self._test_gains(decision.best)
+        gains = self._test_gains(decision.best, found.limits)
         rule = self._candidates[decision.best].rule if decision.best else ""
         return Advice(
             question=self._question,
@@ -175,15 +175,15 @@ class Advisor:
             spent=Spent(seconds=found.seconds, trainings=len(found.trained), reused=self._reused),
         )
 
-    def _test_gains(self, best: str | None) -> list[Estimate]:
+    def _test_gains(self, best: str | None, limits: Limits) -> list[Estimate]:
         """On test images, of each whole training of a candidate: looked at when everything is decided."""
-        runs = [runs for (name, epochs, _), runs in self._runs.items() if (name, epochs) == (best, self._epochs)]
-        metrics = [self._store.run(found["downstream"]).metrics for found in runs]
+        wholes = [self._runs.get((best or "", limits.epochs, seed)) for seed in limits.whole_seeds]
+        metrics = [self._store.run(runs["downstream"]).metrics for runs in wholes if runs]
         return [Estimate(each[GAIN], each[sem_of(GAIN)]) for each in metrics]
 
     def _row(self, name: str, found: Search) -> Row:
         epochs, score = found.longest(name), self._scores[self._candidates[name].source]
-        pairs = found.pairs(name, epochs)
+        pairs = list((found.whole_pairs(name) or found.pairs(name, epochs)).values())
         return Row(
             candidate=name,
             knn=score.knn,

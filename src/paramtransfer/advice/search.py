@@ -1,8 +1,8 @@
 """Which candidate is trained for how many epochs, with which seed: successive halving on paired trainings.
 
 A rung trains the fresh start and all candidates that are left for some epochs with one seed, and keeps the better half,
-until there are two. Each rung has twice the epochs of the one below and a seed of its own, so that nobody is judged by
-the images that it was chosen by. The last rung trains the finalists for all epochs, with one seed after another as long
+until there are two. Each rung has twice the epochs of the one below, and a seed of its own, by which alone it chooses:
+nobody is judged by the luck that it was chosen for. The last rung trains the finalists for all epochs, with one seed after another as long
 as there is time. Time is what trainings are recorded to have taken, so that the outcome does not depend on which of
 them are at hand already.
 """
@@ -16,7 +16,7 @@ from paramtransfer.advice.policy import FRESH, Pair
 FINALISTS = 2
 _LEAST_SEEDS = 2  # of the last rung, that time is set aside for
 _ROUNDING = 1e-9
-_RUNG_SEEDS = 1000  # where those of the rungs below begin, beyond the last one's
+_RUNG_SEEDS = 1000  # where those of the rungs below begin, or beyond the last one's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,17 @@ class Limits:
     """The most seeds of whole trainings."""
     first_seed: int
 
+    @property
+    def whole_seeds(self) -> range:
+        """Those of the last rung, by which alone candidates are judged."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
 
 @dataclass(kw_only=True)
 class Search:
     """What has been trained, and what became of each candidate."""
 
+    limits: Limits
     trained: dict[tuple[str, int, int], Trained] = field(default_factory=dict)
     """By candidate, epochs and seed."""
     states: dict[str, str] = field(default_factory=dict)
@@ -63,14 +69,19 @@ class Search:
         """Of all trainings."""
         return sum(each.seconds for each in self.trained.values())
 
-    def pairs(self, candidate: str, epochs: int) -> list[Pair]:
-        """A candidate's trainings of some length against the fresh start's of the same seed, in their order."""
-        found = []
+    def pairs(self, candidate: str, epochs: int) -> dict[int, Pair]:
+        """A candidate's trainings of some length against the fresh start's of the same seed, by seed."""
+        found = {}
         for (name, length, seed), ours in self.trained.items():
             fresh = self.trained.get((FRESH, epochs, seed))
             if (name, length) == (candidate, epochs) and fresh is not None:
-                found.append(Pair(ours.accuracy - fresh.accuracy, ours.num_images))
+                found[seed] = Pair(ours.accuracy - fresh.accuracy, ours.num_images)
         return found
+
+    def whole_pairs(self, candidate: str) -> dict[int, Pair]:
+        """The same of whole trainings with the seeds that no rung has chosen by."""
+        found = self.pairs(candidate, self.limits.epochs)
+        return {seed: pair for seed, pair in found.items() if seed in self.limits.whole_seeds}
 
     def longest(self, candidate: str) -> int:
         """The most epochs that a candidate was trained for; 0 for none."""
@@ -85,7 +96,7 @@ def search(candidates: Sequence[str], train: Train, limits: Limits) -> Search:
         train: called once for each training.
         limits: what may be used.
     """
-    done = Search(states=dict.fromkeys(candidates, "not trained, for lack of time"))
+    done = Search(limits=limits, states=dict.fromkeys(candidates, "not trained, for lack of time"))
 
     def compare(names: Sequence[str], epochs: int, seed: int) -> None:
         for name in (FRESH, *names):
@@ -95,15 +106,15 @@ def search(candidates: Sequence[str], train: Train, limits: Limits) -> Search:
     compare([], limits.epochs, limits.first_seed)  # which every search needs, and which says how long an epoch takes
     left = list(candidates[: _num_affordable(len(candidates), done.seconds / limits.epochs, limits)])
     for number, (epochs, num) in enumerate(rungs(len(left), limits.epochs)):
-        seed = limits.first_seed + _RUNG_SEEDS + number
+        seed = limits.first_seed + max(_RUNG_SEEDS, limits.seeds) + number
         compare(left, epochs, seed)
-        gains = {name: done.pairs(name, epochs)[0].gain for name in left}
+        gains = {name: done.pairs(name, epochs)[seed].gain for name in left}
         order = sorted(left, key=lambda name: -gains[name])  # stable: the more promising first among equals
         left = order[:num]
         done.states |= dict.fromkeys(order[num:], f"left after {epochs} of {limits.epochs} epochs")
     done.finalists = left
     done.states |= dict.fromkeys(left, "finalist")
-    for seed in range(limits.first_seed, limits.first_seed + limits.seeds):
+    for seed in limits.whole_seeds:
         missing = [name for name in (FRESH, *left) if (name, limits.epochs, seed) not in done.trained]
         longest = max(each.seconds for (_, epochs, _), each in done.trained.items() if epochs == limits.epochs)
         missing = missing[: max(int((limits.seconds - done.seconds) / longest + _ROUNDING), 0)]
