@@ -85,6 +85,29 @@ def test_evidence_is_the_largest_on_a_fine_grid(num: int, dim: int) -> None:
     assert logme(tensors[0], labels) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e5, 1e7, 1e15])
+def test_evidence_is_that_of_features_of_any_scale(scale: float) -> None:
+    """As linear algebra has it: the precision of the weights takes the scale up."""
+    rng = np.random.default_rng(1)
+    features = torch.from_numpy(rng.normal(size=(40, 6)))
+    target = features[:, 0] + torch.from_numpy(rng.normal(size=40)) > 0
+    assert log_evidence(scale * features, target) == pytest.approx(log_evidence(features, target), rel=1e-9)
+    assert log_evidence((scale * features).float(), target) == pytest.approx(log_evidence(features, target), rel=1e-5)
+
+
+def test_features_of_zeros_say_that_labels_are_noise() -> None:
+    """The likeliest normal distribution about 0; worth less than features that tell anything."""
+    labels = torch.tensor([0, 0, 0, 1])
+    expected = [
+        stats.norm(scale=math.sqrt(share)).logpdf(labels == label).mean() for label, share in ((0, 3 / 4), (1, 1 / 4))
+    ]
+    zeros = logme(torch.zeros(4, 2), labels)
+    assert zeros == pytest.approx(sum(expected) / 2)
+    telling = logme(torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.0], [0.0, 1.0]]), labels)
+    scores = {"dead": Cheap(0.5, zeros, 4), "telling": Cheap(0.5, telling, 4)}
+    assert promising_first(scores) == ["telling", "dead"]
+
+
 def test_order_and_suspicion() -> None:
     """Ranks in both scores add up; suspicious is who has half of the next one's errors, beyond chance."""
     scores = {"a": Cheap(0.6, -0.5, 400), "b": Cheap(0.7, -0.4, 400), "c": Cheap(0.65, -0.7, 400)}
@@ -197,6 +220,9 @@ def test_rungs_of_one_length_choose_by_their_own_seed(epochs: int) -> None:
     assert done.finalists == ["b", "c"]
     for name in done.finalists:
         assert {seed: pair.gain for seed, pair in done.whole_pairs(name).items()} == {7: 0.0, 8: 0.0, 9: 0.0}
+    many = Limits(seconds=60, epochs=epochs, seeds=2000, first_seed=7)
+    done = search(list("abcde"), made, many)
+    assert all(set(done.whole_pairs(name)) <= set(range(7, 1000)) for name in done.finalists)
 
 
 def test_search_with_little_time() -> None:

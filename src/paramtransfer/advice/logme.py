@@ -10,17 +10,21 @@ from torch import Tensor
 
 _STEPS = 200
 _CLOSE = 1e-6
-_SMALLEST = 1e-10  # of residuals and weights, so that labels that are fitted exactly have finite precisions
+_SMALLEST = 1e-10  # of residuals, weights and α, so that labels that are fitted exactly or not at all have finite ones
 
 
 def log_evidence(features_ND: Tensor, target_N: Tensor) -> float:
     """The largest log evidence of a linear model, per image (equation 2 there).
 
     The target is features · w + noise, w ~ N(0, 1/α), noise ~ N(0, 1/β); α and β are found by fixed-point iteration
-    (Algorithm 1 there), in the coordinates of the features' singular vectors, where a step costs R.
+    (Algorithm 1 there), in the coordinates of the features' singular vectors, where a step costs R. Features are brought
+    to a mean square of 1 first: the evidence is a density of the target and α takes up any scale, so that its maximum
+    is the same, without a constant, and the iteration begins near it. Features of zeros leave the noise alone.
     """
     num, dim = features_ND.shape
-    left_NR, singular_R, _ = torch.linalg.svd(features_ND.double(), full_matrices=False)
+    scaled_ND = features_ND.double()
+    scaled_ND = scaled_ND / scaled_ND.square().mean().sqrt().clamp_min(torch.finfo(torch.double).tiny)
+    left_NR, singular_R, _ = torch.linalg.svd(scaled_ND, full_matrices=False)
     square_R = singular_R**2
     along_R = left_NR.T @ target_N.double()
     beyond = max(float(target_N.double().square().sum() - along_R.square().sum()), 0.0)
@@ -30,7 +34,7 @@ def log_evidence(features_ND: Tensor, target_N: Tensor) -> float:
         weight = max(float((beta**2 * square_R * along_R**2 / precision_R**2).sum()), _SMALLEST)
         residual = max(float(((alpha * along_R / precision_R) ** 2).sum()) + beyond, _SMALLEST)
         effective = float((beta * square_R / precision_R).sum())
-        before, alpha, beta = (alpha, beta), effective / weight, (num - effective) / residual
+        before, alpha, beta = (alpha, beta), max(effective / weight, _SMALLEST), (num - effective) / residual
         if all(abs(new - old) <= _CLOSE * old for new, old in zip((alpha, beta), before, strict=True)):
             break
     precision_R = alpha + beta * square_R

@@ -2,9 +2,9 @@
 
 A rung trains the fresh start and all candidates that are left for some epochs with one seed, and keeps the better half,
 until there are two. Each rung has twice the epochs of the one below, and a seed of its own, by which alone it chooses:
-nobody is judged by the luck that it was chosen for. The last rung trains the finalists for all epochs, with one seed after another as long
-as there is time. Time is what trainings are recorded to have taken, so that the outcome does not depend on which of
-them are at hand already.
+nobody is judged by the luck that it was chosen for. The last rung trains the finalists for all epochs, with one seed
+after another as long as there is time. Time is what trainings are recorded to have taken, so that the outcome does not
+depend on which of them are at hand already.
 """
 
 import math
