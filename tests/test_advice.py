@@ -259,6 +259,7 @@ def test_words_and_plain_values() -> None:
             settings=rules["all"],
             on_test=Estimate(0.08, 0.02),
             num_test=3,
+            num_diverged=1,
             seen=["mine.pt"],
             spent=Spent(seconds=90, trainings=7, reused=2),
         )
@@ -266,6 +267,7 @@ def test_words_and_plain_values() -> None:
         assert first.startswith(begins[verdict])
         text = " ".join(others)
         assert "+0.0800 ± 0.0200 (n = 3 seeds)" in text
+        assert "Of its 4 whole trainings 1 diverged: " in text
         assert "mine.pt has probably seen the target's classes" in text
         assert "Not tried, for lack of time: other.pt all." in text
         assert "Spent: 1.5 of 30 minutes, 7 trainings, 2 of them reused." in text

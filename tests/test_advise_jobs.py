@@ -154,24 +154,40 @@ def test_start_is_what_the_rule_gives_the_fresh_network(
 
 
 def test_a_candidate_that_diverges_is_the_worst(
-    folder: Path, run_here: Fixture, runs_of: Fixture, monkeypatch: pytest.MonkeyPatch
+    folder: Path, run_here: Fixture, runs_of: Fixture, monkeypatch: pytest.MonkeyPatch, compose_job: Fixture
 ) -> None:
-    """The others are compared all the same."""
+    """The others are compared all the same; of the best one what has not diverged is tested, and it says so."""
     run = advisor.run
 
     def diverging(job: Any, *arguments: Any, **options: Any) -> Any:
-        if job.transfer.alpha == 0.5 and "downstream" in job.stages:
+        if "downstream" in job.stages and (job.transfer.alpha == 0.5 or job.seed == 0):
             raise TrainingError("training diverged: the loss is nan after epoch 1")
         return run(job, *arguments, **options)
 
     monkeypatch.setattr(advisor, "run", diverging)
     question = [*QUESTION[:-1], "advise.from=[mine.pt]", "advise.rules={layers: null}"]
-    output = run_here(folder, *question, tiny=SMALL)
+    output = run_here(folder, *question, tiny=SMALL, more=["-m"])
     assert output.returncode == 0, output.stderr
-    (advice,) = runs_of(folder)["advise"]
-    table = pd.read_csv(Path(advice.info.artifact_uri.removeprefix("file://")) / "table.csv").set_index("candidate")
+    runs = runs_of(folder)
+    (advice,), (tested,) = runs["advise"], runs["downstream"]
+    kept = Path(advice.info.artifact_uri.removeprefix("file://"))
+    table = pd.read_csv(kept / "table.csv").set_index("candidate")
     assert table["gain"]["mine.pt half"] < -0.1
     assert table["n"].tolist() == [2, 2]
+    assert table["state"].to_dict() == {"mine.pt all": "finalist, 1 diverged", "mine.pt half": "finalist, 2 diverged"}
+    assert "Of its 2 whole trainings 1 diverged: " in (kept / "verdict.md").read_text()
+    verdict = json.loads((kept / "verdict.json").read_text())
+    assert (verdict["decision"]["best"], verdict["gain_on_test"]["n"]) == ("mine.pt all", 1)
+    assert tested.data.params["seed"] == "1"
+    assert verdict["gain_on_test"]["mean"] == pytest.approx(tested.data.metrics["test/gain"])
+
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(folder)
+    exec("\n".join((kept / "verdict.md").read_text().splitlines()[-4:-1]), names)
+    job = compose_job("experiment=own_images", "dataset.root=photos", "model.upstream.weights=mine.pt", *SMALL)
+    fresh = job.model.build(job.tasks.data("downstream", seed=0)).state_dict()
+    assert verdict["start"] == "fresh"
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in names["model"].state_dict().items())
 
 
 ASKED: dict[str, Any] = {
@@ -219,6 +235,11 @@ def test_keys_out_of_range(key: str, value: object, sentence: str) -> None:
             "advise.rules.all: must be one start, not a choice among",
         ),
         (["advise.rules={all: {transfer: none}}"], "advise.rules.all: must inherit; the fresh start is tried anyway"),
+        (
+            ["advise.rules={half: {transfer: filters, alpha: 0.5, optim.lr: 0.02}}"],
+            "advise.rules.half: must leave the fresh start as advise.rules.all does, over which gains are; theirs "
+            "differ in optim.lr\n",
+        ),
         (["advise.minutes=1e-6"], "advise.minutes=1e-06: must be at least about "),
         (["advise.from=[mine.pt,vit.pt]"], "model.upstream.weights=vit.pt: must be weights of test_resnet, but "),
         (["advise.from=[mine.pt,nobody.pt]"], "model.upstream.weights=nobody.pt: must be a run id, a checkpoint file"),

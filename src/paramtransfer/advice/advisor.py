@@ -44,7 +44,7 @@ class Kept:
     loading: str
     """Three lines of Python that load the start."""
     runs: Mapping[Stage, str]
-    """Of the best candidate's first whole training; empty without one."""
+    """Of the best candidate's first whole training that has not diverged; empty without one."""
 
 
 class Advisor:
@@ -66,18 +66,35 @@ class Advisor:
         self._candidates = {candidate.name: candidate for candidate in question.candidates}
         self._jobs = {name: make_job(candidate, None, None) for name, candidate in self._candidates.items()}
         self._job = next(iter(self._jobs.values()))
-        self._epochs = target_of(self._job).epochs
+        self._limits = Limits(
+            seconds=60 * question.minutes,
+            epochs=target_of(self._job).epochs,
+            seeds=question.seeds,
+            first_seed=self._job.seed,
+        )
         self._runs: dict[tuple[str, int, int], dict[Stage, str]] = {}
         self._reused = 0
         for candidate in question.candidates:
-            rule = self._jobs[candidate.name].transfer
-            if not rule.needs_upstream:
-                raise ConfigError(f"advise.rules.{candidate.rule}: must inherit; the fresh start is tried anyway")
-            if isinstance(rule, Choosing):
-                raise ConfigError(f"advise.rules.{candidate.rule}: must be one start, not a choice among several")
+            self._check_rule(candidate)
         check_target(self._job, make_job(question.candidates[0], None, self._job.seed + 1))
         self._scores = {source: self._score(source) for source in question.sources}
         self._check_budget()
+
+    def _check_rule(self, candidate: Candidate) -> None:
+        """Refuse what is not one start against the same fresh start as the others' are."""
+        job, key = self._jobs[candidate.name], f"advise.rules.{candidate.rule}"
+        if not job.transfer.needs_upstream:
+            raise ConfigError(f"{key}: must inherit; the fresh start is tried anyway")
+        if isinstance(job.transfer, Choosing):
+            raise ConfigError(f"{key}: must be one start, not a choice among several")
+        ours, first = job.stages["baseline"], self._job.stages["baseline"]
+        if ours.fingerprint != first.fingerprint:
+            keys = sorted({**ours.settings, **first.settings})
+            differing = [each for each in keys if ours.settings.get(each) != first.settings.get(each)]
+            raise ConfigError(
+                f"{key}: must leave the fresh start as advise.rules.{self._question.candidates[0].rule} does, over "
+                f"which gains are; theirs differ in {', '.join(differing) or 'code'}"
+            )
 
     def _score(self, source: str) -> Cheap:
         """Of an upstream, on the target's training images."""
@@ -92,7 +109,7 @@ class Advisor:
         if needed > self._question.minutes:
             raise ConfigError(
                 f"advise.minutes={self._question.minutes:g}: must be at least about {needed:.2g}, what one comparison "
-                f"takes: {_PAIR} trainings of task.downstream.epochs={self._epochs}"
+                f"takes: {_PAIR} trainings of task.downstream.epochs={self._limits.epochs}"
             )
 
     def answer(self, *, command: str, config: str) -> Kept:
@@ -114,13 +131,7 @@ class Advisor:
             self._tags |= {f"advise.{run_id}": "used"}
             order = promising_first(self._scores)
             names = sorted(self._candidates, key=lambda name: self._rank(name, order))
-            limits = Limits(
-                seconds=60 * self._question.minutes,
-                epochs=self._epochs,
-                seeds=self._question.seeds,
-                first_seed=self._job.seed,
-            )
-            found = search(names, self._train, limits)
+            found = search(names, self._train, self._limits)
             advice = self._conclude(found, names)
             kept = self._keep(run_id, advice)
             session.end(run_id, "FINISHED")
@@ -160,7 +171,7 @@ class Advisor:
     def _conclude(self, found: Search, names: Sequence[str]) -> Advice:
         pairs = {name: list(found.whole_pairs(name).values()) for name in found.finalists}
         decision = decide(believe(pairs, prior=self._question.prior), self._question.thresholds)
-        gains = self._test_gains(decision.best, found.limits)
+        gains = [self._test_gain(runs) for runs in self._wholes(decision.best)]
         rule = self._candidates[decision.best].rule if decision.best else ""
         return Advice(
             question=self._question,
@@ -171,19 +182,25 @@ class Advisor:
             if gains
             else None,
             num_test=len(gains),
+            num_diverged=len(found.whole_pairs(decision.best)) - len(gains) if decision.best else 0,
             seen=probably_seen(self._scores),
             spent=Spent(seconds=found.seconds, trainings=len(found.trained), reused=self._reused),
         )
 
-    def _test_gains(self, best: str | None, limits: Limits) -> list[Estimate]:
-        """On test images, of each whole training of a candidate: looked at when everything is decided."""
-        wholes = [self._runs.get((best or "", limits.epochs, seed)) for seed in limits.whole_seeds]
-        metrics = [self._store.run(runs["downstream"]).metrics for runs in wholes if runs]
-        return [Estimate(each[GAIN], each[sem_of(GAIN)]) for each in metrics]
+    def _wholes(self, best: str | None) -> list[dict[Stage, str]]:
+        """The runs of each whole training of a candidate that has not diverged."""
+        keys = [(best or "", self._limits.epochs, seed) for seed in self._limits.whole_seeds]
+        return [self._runs[key] for key in keys if key in self._runs]
+
+    def _test_gain(self, runs: Mapping[Stage, str]) -> Estimate:
+        """On test images: looked at when everything is decided."""
+        metrics = self._store.run(runs["downstream"]).metrics
+        return Estimate(metrics[GAIN], metrics[sem_of(GAIN)])
 
     def _row(self, name: str, found: Search) -> Row:
         epochs, score = found.longest(name), self._scores[self._candidates[name].source]
         pairs = list((found.whole_pairs(name) or found.pairs(name, epochs)).values())
+        num_diverged = sum(key[0] == name and key not in self._runs for key in found.trained)
         return Row(
             candidate=name,
             knn=score.knn,
@@ -192,7 +209,7 @@ class Advisor:
             gain=fmean(pair.gain for pair in pairs) if pairs else nan,
             sem=(variance_of_a_pair([pairs]) / len(pairs)) ** 0.5 if len(pairs) >= LEAST_PAIRS else nan,
             num=len(pairs),
-            state=found.states[name],
+            state=found.states[name] + f", {num_diverged} diverged" * (num_diverged > 0),
         )
 
     def _keep(self, run_id: str, advice: Advice) -> Kept:
@@ -214,5 +231,5 @@ class Advisor:
         if advice.on_test is not None:
             metrics |= {"advise/test_gain": advice.on_test.mean, "advise/test_gain_sem": advice.on_test.sem}
         self._store.log_metrics(run_id, metrics)
-        first = self._runs.get((advice.decision.best or "", self._epochs, self._job.seed), {})
-        return Kept(run_id=run_id, advice=advice, loading=loading, runs=first)
+        wholes = self._wholes(advice.decision.best)
+        return Kept(run_id=run_id, advice=advice, loading=loading, runs=wholes[0] if wholes else {})

@@ -17,9 +17,9 @@ def log_evidence(features_ND: Tensor, target_N: Tensor) -> float:
     """The largest log evidence of a linear model, per image (equation 2 there).
 
     The target is features · w + noise, w ~ N(0, 1/α), noise ~ N(0, 1/β); α and β are found by fixed-point iteration
-    (Algorithm 1 there), in the coordinates of the features' singular vectors, where a step costs R. Features are brought
-    to a mean square of 1 first: the evidence is a density of the target and α takes up any scale, so that its maximum
-    is the same, without a constant, and the iteration begins near it. Features of zeros leave the noise alone.
+    (Algorithm 1 there), in the coordinates of the features' singular vectors, where a step costs R. Features are
+    brought to a mean square of 1 first: the evidence is a density of the target, and α takes up any scale, so that its
+    maximum stays what it is, without a constant; only the iteration begins nearer to it. Of zeros it is that of noise.
     """
     num, dim = features_ND.shape
     scaled_ND = features_ND.double()

@@ -51,9 +51,11 @@ class Advice:
     settings: Mapping[str, object]
     """What the rule of the best candidate sets."""
     on_test: Estimate | None
-    """Its mean gain on test images, which no choice has looked at; None without a whole training."""
+    """Its mean gain on test images, which no choice has looked at, where its whole trainings have not diverged."""
     num_test: int
     """Seeds behind it."""
+    num_diverged: int
+    """Its whole trainings that have."""
     seen: Sequence[str]
     """Upstreams that have probably seen the target's classes."""
     spent: Spent
@@ -85,6 +87,12 @@ class Advice:
         if self.on_test is not None:
             seeds = f"n = {self.num_test} seed{'s' * (self.num_test != 1)}"
             found.append(f"Its gain on test images, not used to choose: {_gain(self.on_test)} ({seeds}).")
+        if self.num_diverged:
+            num = self.num_test + self.num_diverged
+            found.append(
+                f"Of its {num} whole trainings {self.num_diverged} diverged: counted as wrong on all validation "
+                "images, left out on test images."
+            )
         found.append(
             f"Its expected gain on validation images, after shrinkage: {_gain(Estimate(belief.mean, belief.sem))} (n = "
             f"{belief.num}); chance of harm {_chance(self.decision.harm)}."
@@ -120,6 +128,7 @@ class Advice:
             "decision": {**asdict(self.decision), "belief": self.decision.belief and self.decision.belief._asdict()},
             "settings": dict(self.settings),
             "gain_on_test": self.on_test and {**self.on_test._asdict(), "n": self.num_test},
+            "num_diverged": self.num_diverged,
             "probably_seen": list(self.seen),
             "candidates": self.table().astype(object).where(self.table().notna(), None).to_dict("records"),
             "spent": asdict(self.spent),
