@@ -47,7 +47,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_advice_from_start_to_end(
     folder: Path, run_here: Fixture, runs_of: Fixture, monkeypatch: pytest.MonkeyPatch, compose_job: Fixture
 ) -> None:
-    """A run and a file as upstreams. Interrupted, it leaves nothing RUNNING; it goes on; then it trains nothing."""
+    """A run and a file as upstreams. Interrupted, it leaves nothing RUNNING; it goes on; then it trains nothing.
+
+    Made to decide for the run, it keeps and loads the start that a plan carried out by hand makes of the run's weights.
+    """
     first = run_here(
         folder, "experiment=own_images", "dataset.root=photos", "model.upstream.weights=other.pt", tiny=SMALL
     )
@@ -67,6 +70,8 @@ def test_advice_from_start_to_end(
     assert run_here(folder, *question, tiny=SMALL).returncode != 0
     monkeypatch.setattr(advisor, "run", run)
     assert runs_of(folder)["advise"][0].info.status == "KILLED"
+    best, decide = f"{upstream.info.run_id} all", advisor.decide
+    monkeypatch.setattr(advisor, "decide", lambda *found: replace(decide(*found), verdict="inherit", best=best))
     outputs = [run_here(folder, *question, tiny=SMALL) for _ in range(2)]
     assert [output.returncode for output in outputs] == [0, 0], outputs[0].stderr
 
@@ -89,7 +94,6 @@ def test_advice_from_start_to_end(
     table = pd.read_csv(kept[0] / "table.csv")
     assert sorted(table["candidate"]) == sorted(["mine.pt all", f"{upstream.info.run_id} all"])
     assert set(table["n"]) == {2}
-    best = verdicts[0]["decision"]["best"]
     accuracies = {
         (run.data.tags["stage"], run.data.params["seed"], run.data.tags.get("upstream_run_id")): run.data.metrics
         for run in trained
@@ -111,11 +115,17 @@ def test_advice_from_start_to_end(
     names: dict[str, Any] = {}
     exec("\n".join(lines), names)
     state = names["model"].state_dict()
-    if verdicts[0]["start"] == "fresh":
-        monkeypatch.chdir(folder)
-        job = compose_job("experiment=own_images", "dataset.root=photos", "model.upstream.weights=mine.pt", *SMALL)
-        fresh = job.model.build(job.tasks.data("downstream", seed=0)).state_dict()
-        assert all(torch.equal(tensor, fresh[name]) for name, tensor in state.items())
+    assert verdicts[0]["start"] == best
+    weights = torch.load(folder / "other.pt")
+    network = timm.create_model("test_resnet", num_classes=4)
+    network.load_state_dict(weights)
+    monkeypatch.chdir(folder)
+    job = compose_job("experiment=own_images", "dataset.root=photos", "model.upstream.weights=mine.pt", *SMALL)
+    fresh = job.model.build(job.tasks.data("downstream", seed=0))
+    plan = plan_filters(network, fresh)
+    expected, _ = inherit(plan, weights, fresh.state_dict(), Selection(alpha=1, seed=0))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+    assert any(not torch.equal(tensor, fresh.state_dict()[name]) for name, tensor in state.items())
 
 
 def test_start_is_what_the_rule_gives_the_fresh_network(
