@@ -336,10 +336,12 @@ def test_job_that_chooses_by_halving(tmp_path: Path, job: Fixture) -> None:
     names = [each["candidate"] for each in replicate["differences"]]
     assert names[0] == "nothing inherited"
     assert replicate["kept"] in names
-    with pytest.raises(ConfigError, match=r"transfer=chosen_images: must be left out, .*: 2 images to choose by"):
+    with pytest.raises(
+        ConfigError, match=r"transfer=chosen_images: must be left out, .*: 2 images to choose by, not 10"
+    ):
         job("transfer=chosen_images", "task.val_share=0.01")
     with pytest.raises(ConfigError, match="transfer=chosen: must be chosen_images for a task on images"):
-        job("transfer=chosen", "transfer.candidates=[none,{alpha: 1}]")
+        job("transfer=chosen")
 
 
 # What ships.

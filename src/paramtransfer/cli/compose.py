@@ -75,8 +75,8 @@ def _make_job(config: DictConfig) -> Job:
     stages: list[Stage] = (
         ["upstream", "baseline", "downstream"] if transfer.needs_upstream else ["baseline", "downstream"]
     )
-    tasks.check(transfer, root.seed, root.replicates)
     transfer.check_target(tasks.data("downstream", seed=root.seed, replicates=root.replicates))
+    tasks.check(transfer, root.seed, root.replicates)
     if isinstance(transfer, Choosing) and trainer.ranks.size > 1:
         raise refusal("trainer.devices", trainer.ranks.size, "1 with a rule that chooses among starts")
     for side in {SIDES[stage] for stage in stages}:

@@ -42,12 +42,16 @@ class Halved(Chosen):
         Raises:
             ValueError: names the key.
         """
-        super().check_target(data)
         if not isinstance(data, ImageTask):
             raise refusal("transfer", "chosen_images", "chosen for the synthetic task")
+        super().check_target(data)
         num = len(data.parts["val"].index_N)
         if num < _FEWEST:
-            raise refusal("transfer", "chosen_images", f"left out, or task.val_share larger: {num} images to choose by")
+            raise refusal(
+                "transfer",
+                "chosen_images",
+                f"left out, or task.val_share larger: {num} images to choose by, not {_FEWEST}",
+            )
 
     def compare(
         self,

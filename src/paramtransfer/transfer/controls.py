@@ -64,6 +64,12 @@ class Spectrum(Filters):
         self.label = self.label.replace("reset", "spectrum")
         self.scale = math.nan  # no direction is inherited, which the theory is about
 
+    def __call__(
+        self, upstream: nn.Module, downstream: nn.Module, *, seed: int, target: Target | None = None
+    ) -> tuple[dict[str, Tensor], Report]:
+        state, report = super().__call__(upstream, downstream, seed=seed, target=target)
+        return state, replace(report, what="fresh with the upstream's singular values")
+
     def _plan(self, upstream: nn.Module, downstream: nn.Module) -> Plan:
         return [
             replace(pairing, upstream=None, reason="transfer=spectrum: not a weight")

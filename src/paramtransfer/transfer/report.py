@@ -126,6 +126,8 @@ class Report:
     rows: list[Inherited]
     explained: Mapping[str, float] = field(default_factory=dict)
     """Share of the variance of each of the upstream's levels that is found in the downstream's before training."""
+    what: str = "inherited"
+    """What became of the filters and numbers that are counted."""
     compared: Compared | None = None
     """Of `transfer=chosen`: how the start was chosen."""
     candidates: Sequence[str] = ()
@@ -144,7 +146,7 @@ class Report:
         parts = [f"{filters:,} of {of_filters:,} filters"] if of_filters else []
         if len(self.rows) > 1:
             parts.append(f"{elements:,} of {of_elements:,} numbers")
-        return f"{', '.join(parts)} inherited"
+        return f"{', '.join(parts)} {self.what}" if parts else "nothing inherited"
 
     @property
     def masks(self) -> dict[str, Tensor]:
