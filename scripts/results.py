@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from paramtransfer import lemmas
 from paramtransfer.figures import style
+from paramtransfer.figures.better import Better
 from paramtransfer.figures.curves import Curves
 from paramtransfer.figures.drawing import Draw, Drawing, SweepData
 from paramtransfer.figures.heatmap import Heatmap
@@ -27,6 +28,9 @@ from paramtransfer.statistics import Estimate, benjamini_hochberg, p_values, poo
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 CONF = Path(__file__).parents[1] / "conf" / "experiment"
+BETTER = Better(
+    x="dataset.u_norm", lines="dataset.dim", fresh=["aligned fresh start together dims_per_sample=1"], paper="α=0.5"
+)
 FIGURES: dict[str, Draw] = {
     "fig1a": Curves(x="task.upstream.num_samples", lines="alpha"),
     "fig1b": Curves(x="task.upstream.noise", lines="alpha"),
@@ -36,6 +40,8 @@ FIGURES: dict[str, Draw] = {
     "phase": Phase(size="regime.n", family="regime.shared"),
     "phase_loss": Phase(size="regime.time", family="regime.shared"),
     "alpha_small": Curves(x="alpha"),
+    "better_fig1c": BETTER,
+    "better_fig2": BETTER,
     "fig3_small_fresh": Curves(x="task.downstream.noise"),
 }
 _DEFAULT = pd.Series({"ratio": 4, "alpha": 0.5, "channels": "independent", "batchnorm": "inherit", "noise": 0})
@@ -49,6 +55,10 @@ _COMPARED = (  # key, its value, the other, and the column that is compared
     ("channels", "consistent", "independent", "val_with"),
     ("batchnorm", "reset", "inherit", "val_with"),
 )
+_NARROW = [
+    *("per_class", "epochs", "noise", "rule", "unit", "alpha"),
+    *("select", "channels", "head_epochs", "match_steps", "lr_scale"),
+]
 _SETTING = ["upstream", "downstream", "ratio", "alpha", "channels", "batchnorm", "noise"]
 
 
@@ -92,6 +102,12 @@ def synthetic() -> Iterator[str]:
         yield from (f"{name}: {note}" for note in [*gain_counts(table), harm_prediction(table)])
 
 
+def choice() -> Iterator[str]:
+    """What transfer=chosen is worth on both grids."""
+    for name in ("better_fig1c", "better_fig2"):
+        yield from (f"{name}: {note}" for note in drawn(name, table_of(name)).notes)
+
+
 def phase() -> Iterator[str]:
     """Theorem 4.2 in its own regime: crossings, exponents, trends, and the loss that was reached."""
     table = pd.read_csv(RESULTS / "phase.csv")
@@ -131,6 +147,26 @@ def images() -> Iterator[str]:
     )
     for pair in (("resnet34", "resnet18"), ("vgg16_bn", "vgg11_bn")):
         yield from _compared(table[(table["upstream"] == pair[0]) & (table["downstream"] == pair[1])], pair[0])
+
+
+def narrow() -> Iterator[str]:
+    """Narrow ResNets with a good upstream: each gain, and blocks against single layers, paired by seed."""
+    table = pd.read_csv(RESULTS / "narrow_small.csv").fillna({"unit": "", "alpha": 0, "select": "", "channels": ""})
+    upstream = table.drop_duplicates("seed")["upstream_acc"]
+    yield f"narrow: the upstream is right on {100 * upstream.min():.1f} to {100 * upstream.max():.1f} % of task 1"
+    for setting, group in table.groupby(_NARROW, sort=False):
+        where = " ".join(f"{key}={value}" for key, value in zip(_NARROW, setting, strict=True))
+        gain = pooled(group["gain"], group["gain_sem"], np.ones(len(group)))
+        without, with_ = 100 * group["acc_without"].mean(), 100 * group["acc_with"].mean()
+        yield f"narrow: {where}: {without:.2f} to {with_:.2f}, gain {_percent(gain, len(group))}"
+    plain = table[(table["noise"] == 0) & (table["lr_scale"] == 1) & (table["rule"] == "filters")]
+    for setting, group in plain.groupby(["per_class", "epochs", "alpha"]):
+        units = group.drop_duplicates(["seed", "unit"]).pivot(index="seed", columns="unit", values="acc_with").dropna()
+        if len(units) > 1 and {"auto", "layer"} <= set(units):
+            difference = units["auto"] - units["layer"]
+            paired = Estimate(float(difference.mean()), float(difference.std() / len(difference) ** 0.5))
+            where = "per_class={} epochs={} alpha={}".format(*setting)
+            yield f"narrow: {where}: blocks above layers {_percent(paired, len(difference))}, seeds alone"
 
 
 def _compared(table: pd.DataFrame, name: str) -> Iterator[str]:
@@ -184,7 +220,7 @@ def lemma() -> Iterator[str]:
 
 def claims() -> Sequence[str]:
     """All of it, a line each."""
-    return [*synthetic(), *phase(), *images(), *lemma()]
+    return [*synthetic(), *choice(), *phase(), *images(), *narrow(), *lemma()]
 
 
 def main() -> None:

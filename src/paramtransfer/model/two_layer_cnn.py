@@ -51,8 +51,11 @@ class TwoLayerCNN(nn.Module):
 
 
 class _Drawn(Protocol):
-    initial_RFD: Tensor
-    ambient_dim: int
+    @property
+    def initial_RFD(self) -> Tensor: ...
+
+    @property
+    def ambient_dim(self) -> int: ...
 
     def carry(self, upstream: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
