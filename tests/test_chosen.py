@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import starts
 import torch
 from scipy import stats
 from small_stages import fresh, inherit, make_tasks
@@ -148,3 +149,16 @@ def test_halving_ends_with_two() -> None:
     assert list(rungs(5, 7)) == [(2, 3), (4, 2), (7, 2)]
     assert list(rungs(2, 10)) == [(10, 2)]
     assert list(rungs(1, 3)) == [(3, 1)]
+
+
+def test_noise_that_no_filter_sees() -> None:
+    """It is what starts along shared directions have more of: there the signal alone decides, and rightly."""
+    tasks = starts.make_tasks(400, 0.0)
+    target = tasks.data("downstream", seed=0, replicates=2)
+    fresh_model = tasks.model.build(target)
+    rules = (starts.RULES[0], starts.RULES[1], starts.RULES[3])
+    plain, apart, together = (starts.measured(rule, fresh_model, target) for rule in rules)
+    assert (plain["noise unseen"] == 0).all()
+    assert (apart["noise unseen"] > 0.15).all()
+    assert (together["noise unseen"] > apart["noise unseen"]).all()
+    assert (together["accuracy, noise unseen"] == 1).all()
