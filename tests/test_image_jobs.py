@@ -290,7 +290,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path, job: Fixtur
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
     (tmp_path / "text.pt").write_text("no checkpoint")
     for name, sentence in (
-        ("other", "must be weights of test_resnet, but it has no conv1"),
+        ("other", "must be weights of test_resnet, but its keys or shapes differ: it has no conv1"),
         ("list", "must be a checkpoint of tensors by name"),
         ("text", "cannot be read as a checkpoint"),
         ("model", r".*save model\.state_dict\(\), not the model"),

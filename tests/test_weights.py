@@ -169,7 +169,10 @@ def pt(content: Callable[[], Any], cut: int | None = None) -> Callable[[Path], N
         (pt(lambda: [1, 2]), "must be a checkpoint of tensors by name"),
         (pt(lambda: broken(float("nan"))), r"must be finite numbers, but layer2\.0\.conv1\.weight has NaN"),
         (pt(lambda: broken(float("inf"))), r"must be finite numbers, but layer2\.0\.conv1\.weight has NaN or inf"),
-        (pt(lambda: without("layer3.0")), r"must be weights of test_resnet, but it has no layer3\.0\.conv1\.weight"),
+        (
+            pt(lambda: without("layer3.0")),
+            r"must be weights of test_resnet, but its keys or shapes differ: it has no layer3\.0\.conv1\.weight",
+        ),
         (
             pt(lambda: {**trained(), "conv1.0.weight": torch.ones(2, 3, 3, 3)}),
             r"its conv1\.0\.weight is \(2, 3, 3, 3\) instead of",

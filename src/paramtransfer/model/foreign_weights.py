@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -204,19 +204,16 @@ def match(wanted: Mapping[str, Tensor], groups: Mapping[str, Mapping[str, Tensor
     """
     first = next(iter(wanted))
     fits: list[Found] = []
-    reasons = {-1: f"it has no {first}"}  # by the number of names that are there
     for place, tensors in groups.items():
         prefixes = [name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")]
         for prefix in prefixes:
-            reason = _misfit(wanted, tensors, prefix)
             where = ".".join(filter(None, (place, prefix.removesuffix("."))))
-            if reason:
-                reasons[sum(f"{prefix}{name}" in tensors for name in wanted)] = reason
-            else:
+            if not _misfit(wanted, tensors, prefix):
                 fits.append(Found(where, {name: tensors[f"{prefix}{name}"] for name in wanted}))
     fits = fits or [fit for place, tensors in groups.items() for fit in _in_order(wanted, tensors, place)]
     if not fits:
-        return reasons[max(reasons)]
+        reason = _difference(wanted, groups)
+        return f"its keys or shapes differ: {reason}; model.upstream.name must be the network that they are of"
     others = [fit.place for fit in fits[1:] if any(not torch.equal(fits[0].tensors[n], fit.tensors[n]) for n in wanted)]
     if others:
         places = " or ".join(f"::{place}" for place in (fits[0].place, *others))
@@ -237,6 +234,21 @@ def _in_order(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], place
     if kinds[0] == kinds[1]:
         where = f"{place} its tensors in order, from {given[0]} to {given[-1]}".strip()
         yield Found(where, {name: tensors[other] for name, other in zip(wanted, given, strict=True)})
+
+
+def _difference(wanted: Mapping[str, Tensor], groups: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """What does not fit where most of the names are there."""
+    numbers = Counter(
+        (place, given.removesuffix(name))
+        for place, tensors in groups.items()
+        for given in tensors
+        for name in wanted
+        if f".{given}".endswith(f".{name}")
+    )
+    if not numbers:
+        return f"it has no {next(iter(wanted))}"
+    ((place, prefix), _), *_ = numbers.most_common(1)
+    return _misfit(wanted, groups[place], prefix)
 
 
 def _misfit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str) -> str:
