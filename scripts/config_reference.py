@@ -3,8 +3,9 @@
 python scripts/config_reference.py          (make docs)
 """
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,8 @@ def reference() -> str:
         "",
         *_table(_CONF / "config.yaml", prefix=""),
     ]
+    advise = [key for key in _keys(_CONF / "experiment" / "advise.yaml", prefix="") if key.name.startswith("advise.")]
+    lines += ["## `advise`", "", "With `experiment=advise`: see [choosing.md](choosing.md).", "", *_rows(advise)]
     for group in _GROUPS:
         lines += [f"## `{group}`", ""]
         for path in sorted((_CONF / group).glob("*.yaml")):
@@ -127,7 +130,10 @@ def _parents(path: Path) -> list[str]:
 
 
 def _table(path: Path, prefix: str) -> list[str]:
-    keys = list(_keys(path, prefix))
+    return _rows(list(_keys(path, prefix)))
+
+
+def _rows(keys: Sequence[Key]) -> list[str]:
     if not keys:
         return []
     rows = [f"| `{key.name}` | `{key.default}` | {_cell(key.comment)} |" for key in keys]
@@ -140,17 +146,25 @@ def _keys(path: Path, prefix: str) -> Iterator[Key]:
     prefix = "" if text.startswith("# @package _global_") else prefix
     written = _written(text)
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    for name, value in _leaves(content):
-        default, comment = written.get(name, (str(value), ""))
-        yield Key(f"{prefix}{name}", default, comment)
+    explained = {name for name, (_, comment) in written.items() if comment}
+    for name, value in _leaves(content, explained):
+        default, comment = written.get(name, ("", ""))
+        yield Key(f"{prefix}{name}", default or _in_one_line(value), comment)
 
 
-def _leaves(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(content: Mapping[str, Any], explained: Set[str], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys that have a value; what a comment explains as a whole is one."""
     for key, value in content.items():
-        if isinstance(value, dict) and key not in _HIDDEN:
-            yield from _leaves(value, f"{above}{key}.")
+        name = f"{above}{key}"
+        if isinstance(value, dict) and key not in _HIDDEN and name not in explained:
+            yield from _leaves(value, explained, f"{name}.")
         elif key not in _HIDDEN:
-            yield f"{above}{key}", value
+            yield name, value
+
+
+def _in_one_line(value: object) -> str:
+    """A value as YAML, as short as a command line has it."""
+    return json.dumps(value).replace('"', "")
 
 
 def _written(text: str) -> dict[str, tuple[str, str]]:
