@@ -242,8 +242,8 @@ def test_words_and_plain_values() -> None:
     rules = {"all": {"transfer": "filters", "alpha": 1}}
     question = Question(sources=["mine.pt", "other.pt"], rules=rules, **limits)
     rows = [
-        Row("mine.pt all", 0.9, -0.1, 20, 0.1, 0.01, 3, "finalist"),
-        Row("other.pt all", 0.5, -0.5, 0, nan, nan, 0, ""),
+        Row("mine.pt all", 0.9, -0.1, 20, 0.1, 0.01, 3, 80, "finalist"),
+        Row("other.pt all", 0.5, -0.5, 0, nan, nan, 0, 80, ""),
     ]
     made = {
         "inherit": {"mine.pt all": Belief(0.10, 0.01, 8, 3)},
@@ -271,6 +271,7 @@ def test_words_and_plain_values() -> None:
         assert "mine.pt has probably seen the target's classes" in text
         assert "Not tried, for lack of time: other.pt all." in text
         assert "Spent: 1.5 of 30 minutes, 7 trainings, 2 of them reused." in text
+        assert ("only 80 validation images for each seed, each of which is 0.013 of" in text) == (verdict == "unclear")
         assert ("Not told apart from mine.pt all: the fresh start." in text) == (verdict == "unclear")
         assert advice.start == ("mine.pt all" if verdict == "inherit" else FRESH)
         plain = json.loads(json.dumps(advice.as_dict(), allow_nan=False))

@@ -67,7 +67,9 @@ def test_advice_from_start_to_end(
         return run(*arguments, **options)
 
     monkeypatch.setattr(advisor, "run", interrupted)
-    assert run_here(folder, *question, tiny=SMALL).returncode != 0
+    output = run_here(folder, *question, tiny=SMALL)
+    assert output.returncode != 0
+    assert output.stderr.endswith("interrupted: the same command goes on with the advice\n")
     monkeypatch.setattr(advisor, "run", run)
     assert runs_of(folder)["advise"][0].info.status == "KILLED"
     best, decide = f"{upstream.info.run_id} all", advisor.decide
@@ -90,10 +92,12 @@ def test_advice_from_start_to_end(
         del verdict["sentences"]  # which say the same in words
     assert verdicts[0] == verdicts[1]
     assert verdicts[0]["spent"]["trainings"] == 6
+    assert str(kept[1]) in outputs[1].stdout.splitlines()[-2]
 
     table = pd.read_csv(kept[0] / "table.csv")
     assert sorted(table["candidate"]) == sorted(["mine.pt all", f"{upstream.info.run_id} all"])
     assert set(table["n"]) == {2}
+    assert set(table["images"]) == {4}  # of 20 of each class a tenth of the four fifths that are not tested on
     accuracies = {
         (run.data.tags["stage"], run.data.params["seed"], run.data.tags.get("upstream_run_id")): run.data.metrics
         for run in trained
@@ -239,7 +243,12 @@ def test_keys_out_of_range(key: str, value: object, sentence: str) -> None:
     ("words", "sentence"),
     [
         (["advise.from=[]"], "advise.from=[]: must be a list of upstreams: [DEFAULT,mine.pt,RUN_ID]"),
-        (["advise.rules={all: {transfer: filterz}}"], "advise.rules.all: "),
+        (["advise.rules={all: {transfer: filterz}}"], "advise.rules.all: transfer=filterz: must be one of "),
+        (["+advise.rules.all.alhpa=1"], "advise.rules.all: alhpa: no such key; did you mean alpha?\n"),
+        (["advise.rules.all.alpha=2"], "advise.rules.all: alpha=2: must be a number from 0 to 1\n"),
+        (["advise.rules={}"], "advise.rules={}: must name rules, "),
+        (["alpha=0.5"], "alpha=0.5: must be left out with experiment=advise, each of whose advise.rules sets alpha\n"),
+        (["model.upstream.weights=mine.pt"], "must be left out with experiment=advise, whose upstreams are in "),
         (
             ["task.val_share=0.5", "advise.rules={all: {transfer: chosen_images}}"],
             "advise.rules.all: must be one start, not a choice among",
@@ -251,8 +260,11 @@ def test_keys_out_of_range(key: str, value: object, sentence: str) -> None:
             "differ in optim.lr\n",
         ),
         (["advise.minutes=1e-6"], "advise.minutes=1e-06: must be at least about "),
-        (["advise.from=[mine.pt,vit.pt]"], "model.upstream.weights=vit.pt: must be weights of test_resnet, but "),
-        (["advise.from=[mine.pt,nobody.pt]"], "model.upstream.weights=nobody.pt: must be a run id, a checkpoint file"),
+        (["advise.from=[mine.pt,vit.pt]"], "advise.from=vit.pt: must be weights of test_resnet, but "),
+        (
+            ["advise.from=[mine.pt,nobody.pt]", "dry_run=true"],
+            "advise.from=nobody.pt: must be a run id, a checkpoint file",
+        ),
         (["dataset.root=few"], "few has 1 images to train on: must have two or more with experiment=advise"),
         (["task=class_split", "task.ratio=1"], "task.target_classes=null: must name the target's classes"),
         (["reuse=false"], "reuse=false: must be true with experiment=advise"),

@@ -40,6 +40,8 @@ class Kept:
     """Where an advice is."""
 
     run_id: str
+    folder: str
+    """With its files."""
     advice: Advice
     loading: str
     """Three lines of Python that load the start."""
@@ -209,6 +211,7 @@ class Advisor:
             gain=fmean(pair.gain for pair in pairs) if pairs else nan,
             sem=(variance_of_a_pair([pairs]) / len(pairs)) ** 0.5 if len(pairs) >= LEAST_PAIRS else nan,
             num=len(pairs),
+            num_images=len(target_of(self._job).parts["val"].index_N),
             state=found.states[name] + f", {num_diverged} diverged" * (num_diverged > 0),
         )
 
@@ -216,7 +219,8 @@ class Advisor:
         """Verdict, table and start in the run."""
         job = self._jobs.get(advice.start, self._job)
         start = fresh_start(job) if advice.start == FRESH else start_of(job, self._store)
-        loading = loading_lines(job, self._store.run(run_id))
+        record = self._store.run(run_id)
+        loading = loading_lines(job, record)
         table = f"```text\n{advice.table().to_string(index=False)}\n```"
         text = "\n\n".join([*advice.sentences(), table, f"```python\n{loading}\n```"]) + "\n"
         files: dict[str, str | bytes] = {
@@ -232,4 +236,5 @@ class Advisor:
             metrics |= {"advise/test_gain": advice.on_test.mean, "advise/test_gain_sem": advice.on_test.sem}
         self._store.log_metrics(run_id, metrics)
         wholes = self._wholes(advice.decision.best)
-        return Kept(run_id=run_id, advice=advice, loading=loading, runs=wholes[0] if wholes else {})
+        runs = wholes[0] if wholes else {}
+        return Kept(run_id=run_id, folder=record.artifacts, advice=advice, loading=loading, runs=runs)

@@ -10,7 +10,8 @@ from paramtransfer.advice.policy import FRESH, Decision
 from paramtransfer.advice.settings import Question
 from paramtransfer.statistics import Estimate
 
-COLUMNS = ("candidate", "k-NN", "LogME", "epochs", "gain", "s.e.", "n", "state")
+COLUMNS = ("candidate", "k-NN", "LogME", "epochs", "gain", "s.e.", "n", "images", "state")
+_FEW = 100  # validation images, one of which is a point of accuracy
 
 
 class Row(NamedTuple):
@@ -27,6 +28,8 @@ class Row(NamedTuple):
     """Of that mean, over seeds, at least that of its images; NaN for one seed."""
     num: int
     """Seeds."""
+    num_images: int
+    """To choose by, of each seed."""
     state: str
 
 
@@ -73,10 +76,19 @@ class Advice:
     def sentences(self) -> list[str]:
         """The verdict first."""
         found = [_VERDICTS[self.decision.verdict].format(best=self.decision.best, worth=self.question.worth)]
-        found += [*self._on_best(), *self._on_others(), *self._on_seen()]
+        found += [*self._on_images(), *self._on_best(), *self._on_others(), *self._on_seen()]
         minutes = f"{self.spent.seconds / 60:.2g} of {self.question.minutes:g} minutes"
         found.append(f"Spent: {minutes}, {self.spent.trainings} trainings, {self.spent.reused} of them reused.")
         return found
+
+    def _on_images(self) -> list[str]:
+        num = self.rows[0].num_images
+        if self.decision.verdict != "unclear" or num >= _FEW:
+            return []
+        return [
+            f"There were only {num} validation images for each seed, each of which is {1 / num:.2g} of accuracy: a "
+            "larger task.val_share, or more images, would tell more than minutes or seeds."
+        ]
 
     def _on_best(self) -> list[str]:
         belief, best = self.decision.belief, self.decision.best
@@ -95,7 +107,7 @@ class Advice:
             )
         found.append(
             f"Its expected gain on validation images, after shrinkage: {_gain(Estimate(belief.mean, belief.sem))} (n = "
-            f"{belief.num}); chance of harm {_chance(self.decision.harm)}."
+            f"{belief.num}, {self.rows[0].num_images} images each); chance of harm {_chance(self.decision.harm)}."
         )
         return found
 

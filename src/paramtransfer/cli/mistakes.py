@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,8 +30,7 @@ def explain(error: Exception, conf: Path) -> str:
         case OverrideParseException(override=override):
             return _unreadable(str(override))
         case MissingConfigException(missing_cfg_file=str(path), options=[*options]) if options:
-            group, _, name = path.rpartition("/")
-            return f"{group}={name}: must be one of {', '.join(options)}{did_you_mean(name, options)}"
+            return no_option(path, options)
         case MissingConfigException(missing_cfg_file=str(path)) if str(error).startswith("Cannot find primary config"):
             return f"--config-name={path}: must be config, or a file in the folder that --config-dir names"
     text = " ".join(str(error).split())
@@ -46,8 +45,21 @@ def explain(error: Exception, conf: Path) -> str:
     for mistake in _wrong_words(conf):
         return mistake
     if found := re.match(r"Could not override '(\S+)'", text):
-        return f"{found[1]}: no such key beside the other settings; --help lists them"
+        key = getattr(error.__cause__, "full_key", None) or found[1]
+        added = f", and +{key}=value adds one" if key != found[1] else ""
+        return f"{key}: no such key beside the other settings; --help lists them{added}"
     return text
+
+
+def no_option(path: str, options: Sequence[str]) -> str:
+    """That a group has no such option.
+
+    Args:
+        path: group/option.
+        options: that there are.
+    """
+    group, _, name = path.rpartition("/")
+    return f"{group}={name}: must be one of {', '.join(options)}{did_you_mean(name, options)}"
 
 
 def _unreadable(word: str) -> str:
@@ -81,7 +93,7 @@ def _wrong_words(conf: Path) -> Iterator[str]:
         config = compose("config", overrides=search)
         with suppress(HydraException, ValueError):
             config = compose("config", overrides=[*search, *chosen])
-        names = list(dict.fromkeys([*groups, *_keys(config)]))
+        names = list(dict.fromkeys([*groups, *keys_in(config)]))
         for override in overrides:
             key, options = override.key_or_group, loader.get_group_options(override.key_or_group)
             is_known = override.is_add() or options or key in names or key.startswith("hydra.")
@@ -100,9 +112,10 @@ def _one_option(override: Override) -> str:
     return f"{override.key_or_group}={option}"
 
 
-def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+def keys_in(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """All keys, dotted; after a prefix."""
     for key in map(str, config):
         yield f"{prefix}{key}"
         value = OmegaConf.select(config, key, throw_on_resolution_failure=False)
         if isinstance(value, DictConfig):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from keys_in(value, f"{prefix}{key}.")

@@ -28,10 +28,11 @@ def print_advice(kept: Kept, *, seconds: float) -> None:
         terminal.print(sentence, highlight=False, markup=False)
     terminal.print(f"The {kept.advice.start} start:", highlight=False, markup=False)
     print(kept.loading)  # to be copied: no line is broken
-    terminal.print(f"Done in {seconds:.1f} s. All of it is in run {kept.run_id}: make ui", highlight=False)
+    print(f"Verdict, table and start of run {kept.run_id}: {kept.folder}")
+    terminal.print(f"Done in {seconds:.1f} s. Compare the runs in the browser: make ui", highlight=False)
 
 
 def _cells(row: Row) -> list[str]:
     gain = "–" if math.isnan(row.gain) else f"{row.gain:+.4f}"
     sem = "–" if math.isnan(row.sem) else f"{row.sem:.4f}"
-    return [row.candidate, f"{row.knn:.3f}", f"{row.logme:.3f}", str(row.epochs), gain, sem, str(row.num), row.state]
+    return [row.candidate, f"{row.knn:.3f}", f"{row.logme:.3f}", str(row.epochs), gain, sem, *map(str, row[-3:])]
