@@ -97,7 +97,7 @@ def test_advice_from_start_to_end(
     table = pd.read_csv(kept[0] / "table.csv")
     assert sorted(table["candidate"]) == sorted(["mine.pt all", f"{upstream.info.run_id} all"])
     assert set(table["n"]) == {2}
-    assert set(table["images"]) == {4}  # of 20 of each class a tenth of the four fifths that are not tested on
+    assert set(table["images"]) == {8}  # a tenth of 20 of each of four classes
     accuracies = {
         (run.data.tags["stage"], run.data.params["seed"], run.data.tags.get("upstream_run_id")): run.data.metrics
         for run in trained
@@ -245,6 +245,11 @@ def test_keys_out_of_range(key: str, value: object, sentence: str) -> None:
         (["advise.from=[]"], "advise.from=[]: must be a list of upstreams: [DEFAULT,mine.pt,RUN_ID]"),
         (["advise.rules={all: {transfer: filterz}}"], "advise.rules.all: transfer=filterz: must be one of "),
         (["+advise.rules.all.alhpa=1"], "advise.rules.all: alhpa: no such key; did you mean alpha?\n"),
+        (
+            ["advise.rules={all: {alhpa: 1}}"],
+            "advise.rules.all.alhpa: no such key beside the other settings; --help lists them, and "
+            "+advise.rules.all.alhpa=value adds one\n",
+        ),
         (["advise.rules.all.alpha=2"], "advise.rules.all: alpha=2: must be a number from 0 to 1\n"),
         (["advise.rules={}"], "advise.rules={}: must name rules, "),
         (["alpha=0.5"], "alpha=0.5: must be left out with experiment=advise, each of whose advise.rules sets alpha\n"),

@@ -174,6 +174,11 @@ def pt(content: Callable[[], Any], cut: int | None = None) -> Callable[[Path], N
             r"must be weights of test_resnet, but its keys or shapes differ: it has no layer3\.0\.conv1\.weight",
         ),
         (
+            pt(lambda: {**without("conv1.0."), "layer4.0.conv1.0.weight": torch.ones(2, 3, 3, 3)}),
+            r"must be weights of test_resnet, but its keys or shapes differ: it has no conv1\.0\.weight; "
+            r"model\.upstream\.name must be the network that they are of",
+        ),
+        (
             pt(lambda: {**trained(), "conv1.0.weight": torch.ones(2, 3, 3, 3)}),
             r"its conv1\.0\.weight is \(2, 3, 3, 3\) instead of",
         ),
