@@ -82,7 +82,7 @@ def test_compare_runs_in_the_ui(sweep: Any, browser: Any) -> None:
 
         run = sweep.runs["downstream"][0]
         open_run(page, address, run.info.run_id)
-        page.get_by_text("1 of 4 filters inherited").wait_for()
+        page.get_by_text("1 of 4 filters inherited").first.wait_for()
         page.get_by_text(f"{run.data.metrics['test/gain']:+.4f} ± {run.data.metrics['test/gain_sem']:.4f}").wait_for()
         for stage in ("upstream", "baseline"):
             link = page.get_by_role("link", name=stage, exact=True)

@@ -123,7 +123,7 @@ def test_a_function_survives_the_way_into_a_smaller_network(
         if tensor.is_floating_point():
             tensor.add_(1)
     head = {name: tensor for name, tensor in small.state_dict().items() if name.startswith(HEADS)}
-    state, report = Filters(alpha=1, select=select)(large, fresh, seed=0, images=images)
+    state, report = Filters(alpha=1, select=select)(large, fresh, seed=0, target=images)
     left = {row.target for row in report.rows if row.status == "fresh" and "num_b" not in row.target}
     assert left == head.keys()
     fresh.load_state_dict(state | head)
@@ -143,7 +143,7 @@ def test_a_dead_channel_is_never_chosen(select: str) -> None:
         dead = dead[dead < len(convolution.weight)]
         for tensor in (convolution.weight, norm.weight, norm.bias):
             tensor[dead] = 0
-    _, report = Filters(alpha=0.5, select=select)(upstream, copy.deepcopy(upstream), seed=0, images=images)
+    _, report = Filters(alpha=0.5, select=select)(upstream, copy.deepcopy(upstream), seed=0, target=images)
     mask = report.masks["conv1.3.weight"].flatten(1).any(1)
     assert mask.sum() == len(mask) // 2
     assert not mask[dead].any()
@@ -161,7 +161,7 @@ def test_a_permuted_upstream_gives_the_permuted_choice(select: str) -> None:
                 tensor.copy_(tensor[order])
         outer.weight.copy_(outer.weight[:, order])
     masks = [
-        Filters(alpha=0.5, select=select)(model, copy.deepcopy(model), seed=0, images=images)[1]
+        Filters(alpha=0.5, select=select)(model, copy.deepcopy(model), seed=0, target=images)[1]
         .masks["layer1.0.conv1.weight"]
         .flatten(1)
         .any(1)
