@@ -111,7 +111,8 @@ def on_less(arguments: list[str]) -> list[str]:
         return ["dry_run=true"]
     keys = [word.partition("=")[0] for word in arguments]
     small = IMAGES if "dataset.root" in keys else SYNTHETIC + GRID * ("experiment=fig1c" in arguments)
-    small = small + ADVICE * ("experiment=advise" in arguments)
+    if "experiment=advise" in arguments:
+        small = [*(value for value in small if not value.startswith("model.upstream.weights")), *ADVICE]
     from_hub = [word for word in arguments if re.match(r"\S*(weights|from)=.*DEFAULT", word)]
     offline = [word.replace("DEFAULT", "other.pt") for word in from_hub]
     return [*(value for value in small if value.partition("=")[0] not in keys), *offline, "trainer.progress=false"]

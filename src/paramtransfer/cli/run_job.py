@@ -17,7 +17,7 @@ from paramtransfer.cli.process import FOLDER, STARTED
 from paramtransfer.errors import ConfigError, SharedStageError, StoreError, TrainingError, Undelivered
 from paramtransfer.experiment.preview import preview
 from paramtransfer.experiment.run import RANKS, plan, run
-from paramtransfer.experiment.train import INHERITED, follow
+from paramtransfer.experiment.train import follow
 from paramtransfer.report.terminal import print_job, print_job_line
 from paramtransfer.tracking.store import open_store
 
@@ -77,8 +77,7 @@ def _run(config: DictConfig, member: Member | None) -> None:
             member.record_end(open_store(_folder()), error)
         raise
     if member is None:
-        inherited = store.run(results["downstream"].run_id).tags.get(INHERITED, "")
-        print_job(job, results, inherited, seconds=time.monotonic() - STARTED)
+        print_job(job, results, seconds=time.monotonic() - STARTED)
         store.settle()
         return
     member.record(store, {stage: result.run_id for stage, result in results.items()})

@@ -93,3 +93,5 @@ class StageResult:
     state: Mapping[str, Tensor]
     hits_RN: Tensor
     reused: bool
+    inherited: str = ""
+    """What a downstream inherited, in one line."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from paramtransfer.errors import ConfigError, LostRun
 from paramtransfer.experiment.job import Job, ReadRun, StageResult
 from paramtransfer.experiment.outcome import outcome
-from paramtransfer.experiment.train import train
+from paramtransfer.experiment.train import INHERITED, train
 from paramtransfer.experiment.why_trained import why_trained
 from paramtransfer.stage import SIDES, Stage
 from paramtransfer.tracking.claims import Session
@@ -169,7 +169,15 @@ class _Stages:
         if stale := {name: value for name, value in derived.items() if run.metrics.get(name) != value}:
             self._session.store.log_metrics(run_id, stale)
         metrics = {**run.metrics, **derived}
-        return StageResult(run_id=run_id, metrics=metrics, state=result.state, hits_RN=result.hits_RN, reused=True)
+        inherited = run.tags.get(INHERITED, "")
+        return StageResult(
+            run_id=run_id,
+            metrics=metrics,
+            state=result.state,
+            hits_RN=result.hits_RN,
+            reused=True,
+            inherited=inherited,
+        )
 
     def _claim_again(self, stage: Stage) -> None:
         """The run's process died, or its weights cannot be read."""

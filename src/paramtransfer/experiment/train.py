@@ -52,7 +52,9 @@ def train(job: Job, stage: Stage, session: Session, run_id: str, earlier: Mappin
     tags = {DESCRIPTION: description, **({INHERITED: inherited} if inherited else {})}
     session.finish(run_id, result, metrics=metrics, files=_files(job, report), tags=tags)
     checkpoints.clear()
-    return StageResult(run_id=run_id, metrics=metrics, state=state, hits_RN=result.hits_RN, reused=False)
+    return StageResult(
+        run_id=run_id, metrics=metrics, state=state, hits_RN=result.hits_RN, reused=False, inherited=inherited
+    )
 
 
 def follow(job: Job, folder: Path, *, rank: int | None = None) -> None:

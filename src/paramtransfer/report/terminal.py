@@ -41,13 +41,12 @@ _BALANCED: tuple[tuple[str, Stage, str], ...] = (
 )
 
 
-def print_job(job: "Job", results: "Mapping[Stage, StageResult]", inherited: str, *, seconds: float) -> None:
+def print_job(job: "Job", results: "Mapping[Stage, StageResult]", *, seconds: float) -> None:
     """Print the table of one job, what the theory says of it, and how to go on.
 
     Args:
         job: what was run.
         results: how its stages ended.
-        inherited: what the transfer did, in a line.
         seconds: since the process was started.
     """
     console = Console(highlight=False)
@@ -59,7 +58,7 @@ def print_job(job: "Job", results: "Mapping[Stage, StageResult]", inherited: str
     repeated = (
         f"{replicates} replicates" if replicates > 1 else "1 replicate (s.e. over test samples; sweep seed for more)"
     )
-    console.print(f"n = {repeated} × {num_test} test samples; {inherited}")
+    console.print(f"n = {repeated} × {num_test} test samples; {results['downstream'].inherited}")
     if job.verdict:
         console.print(job.verdict)
     console.print(f"Done in {seconds:.1f} s. Compare the runs in the browser: make ui")

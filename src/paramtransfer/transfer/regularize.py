@@ -154,7 +154,7 @@ def shrink_by_direction(
     """
     made = copy.deepcopy(model)
     made.load_state_dict(state)
-    made.eval()
+    made.train(False)
     for module in made.modules():
         if isinstance(module, _BatchNorm):
             module.train()
