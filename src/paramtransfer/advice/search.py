@@ -7,13 +7,12 @@ after another as long as there is time. Time is what trainings are recorded to h
 depend on which of them are at hand already.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from paramtransfer.advice.policy import FRESH, Pair
+from paramtransfer.training import validation_halving
 
-FINALISTS = 2
 _LEAST_SEEDS = 2  # of the last rung, that time is set aside for
 _ROUNDING = 1e-9
 _RUNG_SEEDS = 1000  # where those of the rungs below begin, or beyond the last one's
@@ -126,10 +125,8 @@ def search(candidates: Sequence[str], train: Train, limits: Limits) -> Search:
 
 def rungs(num: int, epochs: int) -> Iterator[tuple[int, int]]:
     """The rungs below the last one: for how many epochs each trains, and how many candidates it leaves."""
-    below = math.ceil(math.log2(num / FINALISTS)) if num > FINALISTS else 0
-    for number in range(below):
-        num = max(math.ceil(num / 2), FINALISTS)
-        yield max(math.ceil(epochs / 2 ** (below - number)), 1), num
+    *below, _ = validation_halving.rungs(num, epochs)
+    yield from below
 
 
 def needed_epochs(num: int, epochs: int) -> int:

@@ -59,7 +59,7 @@ class Candidate(NamedTuple):
 
 
 class Chosen(ABC):
-    """Compares candidates; a subclass says on which samples. The test data are never looked at.
+    """Compares candidates; a subclass says on which samples. The choice never sees the test data.
 
     Args:
         candidates: names of rules (`none`, `aligned`), or settings of `transfer=filters` or of another `rule`, whose
