@@ -6,13 +6,15 @@ import timm
 import torchvision
 from torch import nn
 from torchvision.models import ResNet, get_model, list_models
-from torchvision.models.vgg import VGG
+from torchvision.models.vgg import VGG, cfgs, make_layers
 
 from paramtransfer.checks import refusal
 from paramtransfer.suggestions import did_you_mean
 
 STEMS = ("imagenet", "cifar")
 HEADS = ("small", "original")
+
+_VGGS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}  # torchvision's letters for them
 
 
 def check_name(key: str, name: str) -> str:
@@ -39,8 +41,11 @@ def library_network(name: str, *, pretrained: bool = False, **options: Any) -> n
     Args:
         name: as the library knows it.
         pretrained: whether to load the library's default weights.
-        options: what the library takes, such as `num_classes` or timm's `drop_path_rate`.
+        options: what the library takes, such as `num_classes` or timm's `drop_path_rate`; for a VGG `width`, too: the
+            share of its channels.
     """
+    if "width" in options and name.removesuffix("_bn") in _VGGS:
+        return _narrow_vgg(name, **options)
     if name in torchvision_names():
         network: nn.Module = get_model(name, weights="DEFAULT" if pretrained else None, **options)
         return network
@@ -65,8 +70,25 @@ def make_network(name: str, *, num_classes: int, stem: str, head: str, **options
         _start_small(name, network)
     if head == "small" and isinstance(network, VGG):
         network.avgpool = nn.AdaptiveAvgPool2d(1)
-        network.classifier = nn.Linear(512, num_classes)
+        network.classifier = nn.Linear(_last_channels(network), num_classes)
     return network
+
+
+def _narrow_vgg(name: str, *, width: float, num_classes: int) -> VGG:
+    if not width > 0:
+        raise refusal("width", width, "above 0")
+    family, _, norm = name.partition("_")
+    layers = [layer if isinstance(layer, str) else max(1, round(layer * width)) for layer in cfgs[_VGGS[family]]]
+    network = VGG(make_layers(layers, batch_norm=bool(norm)), num_classes=num_classes)
+    first = nn.Linear(7 * 7 * _last_channels(network), 4096)
+    nn.init.normal_(first.weight, std=0.01)
+    nn.init.zeros_(first.bias)
+    network.classifier[0] = first
+    return network
+
+
+def _last_channels(network: VGG) -> int:
+    return [layer.out_channels for layer in network.features if isinstance(layer, nn.Conv2d)][-1]
 
 
 def _start_small(name: str, network: nn.Module) -> None:
