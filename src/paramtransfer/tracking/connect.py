@@ -97,10 +97,15 @@ def _in_time(connect: Callable[[], tuple[MlflowClient, str]]) -> tuple[MlflowCli
         outcome = _attempt(connect, deadline - time.monotonic())
         if not isinstance(outcome, Exception):
             return outcome
-        is_away = isinstance(outcome, MlflowException) and is_fault(outcome) and "refused" in str(outcome)
+        is_away = isinstance(outcome, MlflowException) and is_fault(outcome) and _is_starting(str(outcome))
         if not is_away or time.monotonic() + AGAIN_SECONDS > deadline:
             raise OSError(str(outcome) or type(outcome).__name__)
         time.sleep(AGAIN_SECONDS)
+
+
+def _is_starting(reason: str) -> bool:
+    """A server that ends or starts refuses connections, or takes them and breaks them off."""
+    return "refused" in reason or "Connection aborted" in reason
 
 
 def _attempt(connect: Callable[[], _T], seconds: float) -> _T | Exception:
