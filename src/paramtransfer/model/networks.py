@@ -45,11 +45,12 @@ def library_network(name: str, *, pretrained: bool = False, **options: Any) -> n
             share of its channels.
     """
     if "width" in options and name.removesuffix("_bn") in _VGGS:
-        return _narrow_vgg(name, **options)
-    if name in torchvision_names():
-        network: nn.Module = get_model(name, weights="DEFAULT" if pretrained else None, **options)
-        return network
-    return timm.create_model(name, pretrained=pretrained, **options)
+        network: nn.Module = _narrow_vgg(name, **options)
+    elif name in torchvision_names():
+        network = get_model(name, weights="DEFAULT" if pretrained else None, **options)
+    else:
+        network = timm.create_model(name, pretrained=pretrained, **options)
+    return network
 
 
 def make_network(name: str, *, num_classes: int, stem: str, head: str, **options: Any) -> nn.Module:
@@ -88,7 +89,7 @@ def _narrow_vgg(name: str, *, width: float, num_classes: int) -> VGG:
 
 
 def _last_channels(network: VGG) -> int:
-    return [layer.out_channels for layer in network.features if isinstance(layer, nn.Conv2d)][-1]
+    return [layer for layer in network.features if isinstance(layer, nn.Conv2d)][-1].out_channels
 
 
 def _start_small(name: str, network: nn.Module) -> None:
