@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from shared_jobs import PRELOADED, leave_runs, run_job
 
 from paramtransfer.errors import LostRun, SharedStageError, StoreError
 from paramtransfer.experiment import run as job_runs
-from paramtransfer.tracking import patience, signs_of_life
+from paramtransfer.tracking import claims, patience, signs_of_life
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
 
@@ -196,6 +197,23 @@ def test_one_of_many_goes_on_with_a_run(stores: Callable[[], Store]) -> None:
     late = Session(stores())
     assert late.claim("restarted", lambda: _create(late, "restarted"), among={}) == run_id
     assert not late.owns(run_id)
+
+
+def test_a_run_that_was_begun_before_and_came_after(
+    stores: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs create a run each; the first by its client's clock reaches the store when the other trains."""
+    monkeypatch.setattr(claims, "_CONTEST_SECONDS", 1.0)
+    trainer, late = Session(stores()), Session(stores())
+    client = late.store.raw_client
+    monkeypatch.setattr(client, "create_run", partial(client.create_run, start_time=1))
+
+    def create() -> str:
+        trainer.claim("contested", lambda: _create(trainer, "contested"), among={})
+        return _create(late, "contested")
+
+    assert [late.claim("contested", create, among={})] == trainer.opened
+    assert late.opened == []
 
 
 def test_an_outage_is_no_death(stores: Callable[[], Store], lasting_server: MlflowServer) -> None:

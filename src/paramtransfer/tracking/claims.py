@@ -2,7 +2,8 @@
 
 Beside a SQLite store jobs look and claim one at a time: exactly one trains. With a tracking server a run is its owner's
 until another process takes it over; whoever has lost a run stops writing to it and waits for its result. Two jobs that
-start at the same moment may, rarely, create a run each: the first one counts, the other is taken back before it trains.
+start at the same moment may, rarely, create a run each: a job trains only when it has seen, after it created its run,
+that there is no other, and takes it back otherwise.
 """
 
 import logging
@@ -28,6 +29,7 @@ from paramtransfer.tracking.runs import RunRecord
 from paramtransfer.tracking.store import Store
 
 _POLL_SECONDS = 2.0
+_CONTEST_SECONDS = 10.0  # in which a job that has created a run, too, takes it back
 _LONGEST_NAME = 250  # that an SQL server takes
 
 _ATTEMPT = "attempt"
@@ -158,11 +160,20 @@ class Session:
             if ended:
                 log.info(f"trained anew, for these runs of it are FAILED or KILLED: {', '.join(ended)}")
             own = create()
-        # Without a lock, another job may have created its run between our look and ours: the first one stays.
-        first = next(run.run_id for run in store.runs(same) if run.status == "RUNNING")
-        if first != own:
-            self._withdraw(own)
-        return first
+        return self._settle(own, lambda: [run.run_id for run in store.runs(same) if run.status == "RUNNING"])
+
+    def _settle(self, own: str, running: Callable[[], list[str]]) -> str:
+        """The one that stays, of runs that several jobs may have created between their looks and ours.
+
+        By start, which is their clients' time, the later ones give way at once, and the first one to a run that stays.
+        """
+        deadline = time.monotonic() + _CONTEST_SECONDS
+        while len(found := running()) > 1:
+            if found[0] != own or time.monotonic() > deadline:
+                self._withdraw(own)
+                return next(run_id for run_id in found if run_id != own)
+            time.sleep(_CONTEST_SECONDS / 20)
+        return own
 
     def attempt(self, fingerprint: str) -> dict[str, str]:
         """The tag that marks the runs of a job which trains anew: of one that was interrupted, or a new one.
@@ -208,6 +219,7 @@ class Session:
     def _withdraw(self, run_id: str) -> None:
         """Take a new run back, of which nothing has come."""
         with uninterrupted():
+            self.store.client.set_terminated(run_id, "KILLED")  # who waits for it does not go on waiting
             self.store.client.delete_run(run_id)
             self.store.signs.drop(run_id)
             self.opened.remove(run_id)
