@@ -141,6 +141,7 @@ def _steps(
         precision="32-true",
         channels_last=False,
         compile=False,
+        deterministic=False,
         progress=False,
         checkpoint_minutes=60,
         test_every_epoch=False,

@@ -141,6 +141,13 @@ def test_ways_to_compute_train_alike(options: list[str], tolerance: float, tmp_p
     assert (distance > 1e-5) == (tolerance > 1e-3)
 
 
+def test_deterministic_algorithms_are_asked_for(job: Fixture) -> None:
+    """While a trainer that asks for them is in use, and not by the next one."""
+    for asked in (True, False):
+        job(f"trainer.deterministic={asked}").trainer("baseline", epochs=1, logger=None, callbacks=[])
+        assert torch.are_deterministic_algorithms_enabled() == asked
+
+
 def test_upstream_weights_from_elsewhere(tmp_path: Path, job: Fixture) -> None:
     """A run id and a checkpoint file give the start of the upstream trained here; its run is tracked, untrained."""
     store = Store(tmp_path)

@@ -457,12 +457,16 @@ def test_few_images_of_a_target_class(root: Path) -> None:
             {"downstream": {"epochs": 0, "per_class": None, "noise": 0, "fresh_noise": False}},
             r"task\.downstream\.epochs=0: must be a whole number of at least 1",
         ),
+        (
+            {"downstream": {"epochs": 1, "per_class": 5, "noise": 0, "fresh_noise": False}},
+            r"task\.downstream\.per_class=5: must be at most dataset\.per_class=4",
+        ),
     ],
 )
 def test_impossible_splits_are_refused(changes: Any, sentence: str, root: Path) -> None:
     """One sentence with key, value and what is allowed."""
     with pytest.raises(ValueError, match=rf"^{sentence}"):
-        split(folder(root), **changes)
+        split(folder(root, per_class=4), **changes)
 
 
 def test_crops_and_flips_are_those_of_a_plain_loop() -> None:

@@ -12,6 +12,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
 from paramtransfer.model.network_pair import NetworkPair
 
@@ -133,6 +134,19 @@ def test_of_several_weights_one_is_named(content: Callable[[], Any], choice: str
     assert pair(f"{path}::{choice}").content != pair(f"{path}::{other}").content
     with pytest.raises(ValueError, match=r"::nothing: must name a part of the checkpoint"):
         read(f"{path}::nothing")
+
+
+def test_library_weights_are_known_by_their_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of torchvision with the file's hash in it; another address is another upstream."""
+
+    def content(name: str) -> str:
+        sides = {"upstream": {"name": name, "weights": "DEFAULT"}, "downstream": {"name": name}}
+        return NetworkPair(**sides, stem="imagenet", head="small").content
+
+    assert content("resnet18").endswith("resnet18-f37072fd.pth")
+    assert "timm/deit_tiny_patch16_224" in content("deit_tiny_patch16_224")
+    monkeypatch.setattr(get_model_weights("resnet18").DEFAULT.value, "url", "elsewhere/resnet18-0a1b2c3d.pth")
+    assert content("resnet18").endswith("elsewhere/resnet18-0a1b2c3d.pth")
 
 
 def broken(value: float) -> State:

@@ -72,6 +72,8 @@ class ImageTasks(ABC):
         }
         few = downstream["per_class"]
         self.per_class = None if few is None else whole("task.downstream.per_class", few, at_least=2)
+        if self.per_class and dataset.per_class and self.per_class > dataset.per_class:
+            raise refusal("task.downstream.per_class", few, f"at most dataset.per_class={dataset.per_class}")
         self.noise = number("task.downstream.noise", downstream["noise"], at_least=0)
         self.fresh_noise = flag("task.downstream.fresh_noise", downstream["fresh_noise"])
         self.batch_size = whole("task.batch_size", batch_size, at_least=2)

@@ -32,6 +32,7 @@ class StageTrainer:
         progress: whether a progress bar runs during training.
         channels_last: whether images lie in memory by pixel, not by channel.
         compile: whether the network is compiled before training.
+        deterministic: whether CUDA, too, computes the same to the last digit whenever it is asked; slower there.
         checkpoint_minutes: time between two checkpoints, from which an interrupted training goes on.
         test_every_epoch: whether an image job logs its test accuracy after each epoch too.
 
@@ -51,6 +52,7 @@ class StageTrainer:
         precision: str,
         channels_last: bool,
         compile: bool,
+        deterministic: bool,
         progress: bool,
         checkpoint_minutes: float,
         test_every_epoch: bool,
@@ -58,6 +60,7 @@ class StageTrainer:
         self._settings: dict[str, Any] = {
             "accelerator": "cpu" if self._on_cpu(accelerator) else "cuda",
             "precision": choice("trainer.precision", precision, _PRECISIONS),
+            "deterministic": flag("trainer.deterministic", deterministic),
         }
         self._channels_last = flag("trainer.channels_last", channels_last)
         self._compile = flag("trainer.compile", compile)
@@ -73,6 +76,7 @@ class StageTrainer:
             "device": self.device,
             "devices": self.ranks.size,
             "precision": self._settings["precision"],
+            "deterministic": self._settings["deterministic"],
             "channels_last": self._channels_last,
             "compile": self._compile,
         }
