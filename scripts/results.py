@@ -55,10 +55,9 @@ _COMPARED = (  # key, its value, the other, and the column that is compared
     ("channels", "consistent", "independent", "val_with"),
     ("batchnorm", "reset", "inherit", "val_with"),
 )
-_NARROW = [
-    *("per_class", "epochs", "noise", "rule", "unit", "alpha"),
-    *("select", "channels", "head_epochs", "match_steps", "lr_scale"),
-]
+_PLACE = ["upstream", "downstream", "ratio", "per_class", "epochs", "noise"]
+_START = ["rule", "unit", "alpha"]
+_FACTORS = {"select": "random", "channels": "", "head_epochs": 0, "match_steps": 0, "lr_scale": 1}
 _SETTING = ["upstream", "downstream", "ratio", "alpha", "channels", "batchnorm", "noise"]
 
 
@@ -150,23 +149,54 @@ def images() -> Iterator[str]:
 
 
 def narrow() -> Iterator[str]:
-    """Narrow ResNets with a good upstream: each gain, and blocks against single layers, paired by seed."""
-    table = pd.read_csv(RESULTS / "narrow_small.csv").fillna({"unit": "", "alpha": 0, "select": "", "channels": ""})
-    upstream = table.drop_duplicates("seed")["upstream_acc"]
-    yield f"narrow: the upstream is right on {100 * upstream.min():.1f} to {100 * upstream.max():.1f} % of task 1"
-    for setting, group in table.groupby(_NARROW, sort=False):
-        where = " ".join(f"{key}={value}" for key, value in zip(_NARROW, setting, strict=True))
+    """Narrow networks with a good upstream: each gain, single factors, and blocks against single layers."""
+    table = pd.read_csv(RESULTS / "narrow_small.csv").fillna(
+        {"unit": "", "alpha": 0, "select": "random", "channels": ""}
+    )
+    table["channels"] = table["channels"].replace({"auto": "", "independent": ""})  # what the unit's rule has anyway
+    for pair, group in table.drop_duplicates(["seed", *_PLACE[:3]]).groupby(_PLACE[:3], sort=False):
+        right = 100 * group["upstream_acc"]
+        yield f"narrow: {_words(_PLACE[:3], pair)}: {right.min():.1f} to {right.max():.1f} % of task 1 are right"
+    for setting, group in table.groupby([*_PLACE, *_START, *_FACTORS], sort=False):
         gain = pooled(group["gain"], group["gain_sem"], np.ones(len(group)))
         without, with_ = 100 * group["acc_without"].mean(), 100 * group["acc_with"].mean()
+        where = _words([*_PLACE, *_START, *_FACTORS], setting)
         yield f"narrow: {where}: {without:.2f} to {with_:.2f}, gain {_percent(gain, len(group))}"
-    plain = table[(table["noise"] == 0) & (table["lr_scale"] == 1) & (table["rule"] == "filters")]
-    for setting, group in plain.groupby(["per_class", "epochs", "alpha"]):
-        units = group.drop_duplicates(["seed", "unit"]).pivot(index="seed", columns="unit", values="acc_with").dropna()
+    yield from _single_factors(table)
+    yield from _units(table)
+
+
+def _single_factors(table: pd.DataFrame) -> Iterator[str]:
+    """What one factor changes, by validation and by test images, paired by seed: seeds' errors alone."""
+    own = ["seed", *_PLACE, *_START]
+    plain = _where(table, pd.Series(_FACTORS))
+    both = table.merge(plain[[*own, "val_with", "acc_with"]], on=own, suffixes=("", "_plain"))
+    for factor, off in _FACTORS.items():
+        others = pd.Series(_FACTORS).drop(factor)
+        for setting, group in _where(both[both[factor] != off], others).groupby([*_PLACE, *_START, factor]):
+            for name in ("val", "acc"):
+                less = group[f"{name}_with"] - group[f"{name}_with_plain"]
+                yield f"narrow: {_words([*_PLACE, *_START, factor], setting)}: {name} changes by {_paired(less)}"
+
+
+def _units(table: pd.DataFrame) -> Iterator[str]:
+    plain = _where(table[table["rule"] == "filters"], pd.Series(_FACTORS))
+    for setting, group in plain.groupby([*_PLACE, "alpha"]):
+        units = group.pivot(index="seed", columns="unit", values="acc_with").dropna()
         if len(units) > 1 and {"auto", "layer"} <= set(units):
-            difference = units["auto"] - units["layer"]
-            paired = Estimate(float(difference.mean()), float(difference.std() / len(difference) ** 0.5))
-            where = "per_class={} epochs={} alpha={}".format(*setting)
-            yield f"narrow: {where}: blocks above layers {_percent(paired, len(difference))}, seeds alone"
+            less = units["auto"] - units["layer"]
+            yield f"narrow: {_words([*_PLACE, 'alpha'], setting)}: blocks above layers {_paired(less)}"
+
+
+def _words(keys: Sequence[str], values: Sequence[object]) -> str:
+    return " ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
+
+
+def _paired(differences: "pd.Series[float]") -> str:
+    num = len(differences)
+    if num < 2:
+        return f"{100 * differences.mean():+.2f}, one seed"
+    return _percent(Estimate(float(differences.mean()), float(differences.std() / num**0.5)), num) + ", seeds alone"
 
 
 def _compared(table: pd.DataFrame, name: str) -> Iterator[str]:
