@@ -199,21 +199,88 @@ def test_one_of_many_goes_on_with_a_run(stores: Callable[[], Store]) -> None:
     assert not late.owns(run_id)
 
 
+@pytest.mark.parametrize("has_ended", [False, True], ids=["trains", "has ended"])
 def test_a_run_that_was_begun_before_and_came_after(
-    stores: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+    has_ended: bool, stores: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two jobs create a run each; the first by its client's clock reaches the store when the other trains."""
+    """Two jobs create a run each; the first by its client's clock reaches the store when the other trains, or later."""
     monkeypatch.setattr(claims, "_CONTEST_SECONDS", 1.0)
+    fingerprint = f"contested {has_ended}"
     trainer, late = Session(stores()), Session(stores())
     client = late.store.raw_client
     monkeypatch.setattr(client, "create_run", partial(client.create_run, start_time=1))
 
     def create() -> str:
-        trainer.claim("contested", lambda: _create(trainer, "contested"), among={})
-        return _create(late, "contested")
+        run_id = trainer.claim(fingerprint, lambda: _create(trainer, fingerprint), among={})
+        if has_ended:
+            trainer.end(run_id, "FINISHED")
+        return _create(late, fingerprint)
 
-    assert [late.claim("contested", create, among={})] == trainer.opened
+    assert [late.claim(fingerprint, create, among={})] == trainer.opened
     assert late.opened == []
+
+
+def test_a_job_that_slept_between_creating_and_training(stores: Callable[[], Store]) -> None:
+    """Its run was taken for dead: it makes another one."""
+    session, other = Session(stores()), stores()
+    created: list[str] = []
+
+    def create() -> str:
+        created.append(_create(session, "slept"))
+        if len(created) == 1:
+            other.bury(created[0], "its process died")
+        return created[-1]
+
+    assert session.claim("slept", create, among={}) == created[1]
+    assert session.opened == created[1:]
+    assert other.run(session.opened[0]).status == "RUNNING"
+
+
+def test_a_run_is_reopened_while_another_job_begins(
+    stores: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that has the checkpoint and one on another machine that has not, the new run stays."""
+    run_id = _leave(stores(), "elsewhere", "KILLED")
+    here, there = Session(stores()), Session(stores())
+    monkeypatch.setattr(there, "checkpoints", lambda _: Path("nowhere"))
+    take = here.store.signs.take
+
+    def take_late(run: Any) -> bool:
+        if run.run_id == run_id and not there.opened:
+            there.claim("elsewhere", lambda: _create(there, "elsewhere"), among={})
+        return take(run)
+
+    monkeypatch.setattr(here.store.signs, "take", take_late)
+    assert [here.claim("elsewhere", lambda: _create(here, "elsewhere"), among={})] == there.opened
+    assert here.opened == []
+    assert here.store.run(run_id).status == "KILLED"
+
+
+def test_a_creation_that_came_about_twice(stores: Callable[[], Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first answer took so long that it was tried again: one of the two runs is taken back."""
+    session = Session(stores())
+    client = session.store.raw_client
+    create_run = client.create_run
+    monkeypatch.setattr(client, "create_run", lambda *args, **kwargs: [create_run(*args, **kwargs) for _ in "12"][1])
+    assert [session.claim("twice", lambda: _create(session, "twice"), among={})] == session.opened
+    assert [run.run_id for run in session.store.runs("tags.fingerprint = 'twice'")] == session.opened
+
+
+@pytest.mark.parametrize("lives", [False, True], ids=["dead", "alive"])
+def test_an_old_sign_is_looked_at_twice(
+    lives: bool, stores: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What seems dead by this machine's clock may be a living trainer's whose server was away: no second sign, dead."""
+    monkeypatch.setattr(signs_of_life, "_LONG_SECONDS", -1e9)
+    trainer, watcher = stores(), Session(stores())
+    run_id = _create(Session(trainer), "old")
+    if not lives:
+        trainer.signs.drop(run_id)
+    watcher.bury_dead()
+    assert watcher.store.run(run_id).status == "RUNNING"
+    time.sleep(signs_of_life._DEAD_SECONDS)
+    watcher.bury_dead()
+    assert watcher.store.run(run_id).status == ("RUNNING" if lives else "KILLED")
 
 
 def test_an_outage_is_no_death(stores: Callable[[], Store], lasting_server: MlflowServer) -> None:
@@ -241,7 +308,8 @@ def test_an_outage_is_no_death(stores: Callable[[], Store], lasting_server: Mlfl
     assert not watch(60)
 
 
-def test_who_has_lost_a_run_stops_writing(stores: Callable[[], Store], tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["taken over", "buried"])
+def test_who_has_lost_a_run_stops_writing(lost: str, stores: Callable[[], Store], tmp_path: Path) -> None:
     """Neither points nor an end of the former owner arrive, nor what it has left on disk, and it is told."""
     before, after = stores(), stores()
     session = Session(before)
@@ -249,7 +317,10 @@ def test_who_has_lost_a_run_stops_writing(stores: Callable[[], Store], tmp_path:
     logger = session.begin(run_id)
     logger.log_metrics({"loss": 1.0}, 0)
     logger.flush()
-    assert after.signs.take(after.run(run_id))
+    if lost == "buried":
+        assert after.bury(run_id, "its process died")
+    else:
+        assert after.signs.take(after.run(run_id))
 
     def go_on() -> None:
         for step in range(1, 3):  # its own thread may notice first
@@ -260,7 +331,7 @@ def test_who_has_lost_a_run_stops_writing(stores: Callable[[], Store], tmp_path:
         go_on()
     session.end(run_id, "FAILED")
     assert after.history(run_id, "loss") == {0: 1.0}
-    assert after.run(run_id).status == "RUNNING"
+    assert after.run(run_id).status == ("KILLED" if lost == "buried" else "RUNNING")
     assert not list((tmp_path / "mlruns" / "undelivered").iterdir())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm.strategies import _LazyLoader
 
-from paramtransfer.interrupts import SIGNALS, Interrupted, begin_closing, end_gracefully
+from paramtransfer.interrupts import SIGNALS, Interrupted, begin_closing, end_gracefully, held_back
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
 
@@ -97,3 +97,25 @@ def test_a_signal_that_is_swallowed_comes_again(monkeypatch: pytest.MonkeyPatch)
     assert swallowed == [Interrupted]
     with pytest.raises(Interrupted):
         time.sleep(10)
+
+
+def test_a_signal_waits_though_another_thread_could_take_it() -> None:
+    """The mask of the main thread alone would leave it to the other one, and the handler to this one's next line."""
+    told: list[str] = []
+    release = threading.Event()
+    other = threading.Thread(target=release.wait)
+    other.start()
+
+    def hold() -> None:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            told.append("the whole block")
+
+    try:
+        with pytest.raises(Interrupted):
+            hold()
+    finally:
+        release.set()
+        other.join()
+    assert told == ["the whole block"]

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NoReturn
 
 _WORDS = {
     signal.SIGTERM: "terminated",
@@ -22,6 +21,8 @@ SIGNALS = tuple(_WORDS)
 _AGAIN_SECONDS = 1.0
 
 _closing = threading.Event()
+_pending: list[int] = []
+_num_holding = 0  # blocks that hold signals back: the mask alone lets another thread take them for the main one
 
 
 class Interrupted(SystemExit):
@@ -36,7 +37,10 @@ def end_gracefully() -> None:
             signal.signal(number, partial(_end, word))
 
 
-def _end(word: str, number: int, _: object) -> NoReturn:
+def _end(word: str, number: int, _: object) -> None:
+    if _num_holding:
+        _pending.append(number)
+        return
     threading.Thread(target=_repeat, args=[number], name="interrupt", daemon=True).start()
     raise Interrupted(word)
 
@@ -66,11 +70,16 @@ def leave_to_parent(_: object = None) -> None:
 @contextmanager
 def held_back() -> Iterator[None]:
     """Signals wait for the block's end; a process that is started in it sees none, from its first moment on."""
+    global _num_holding
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    _num_holding += 1
     try:
         yield
     finally:
+        _num_holding -= 1
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if _pending and not _num_holding:
+            signal.raise_signal(_pending.pop())
 
 
 @contextmanager

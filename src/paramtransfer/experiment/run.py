@@ -43,6 +43,7 @@ def run(job: Job, store: Store, *, tags: Mapping[str, str], follower: Sequence[s
             stages.claim(stage)
         for stage in job.stages:
             stages.complete(stage, foreign)
+        session.bury_dead()
     return stages.results
 
 
@@ -132,11 +133,12 @@ class _Stages:
         """Train a stage that is this job's own; take another's as soon as it ends, and its place where it died."""
         while stage not in self.results:
             run_id = self._run_ids[stage]
-            if self._session.owns(run_id) and stage == "upstream" and foreign is not None:
-                self.results[stage] = self._keep(run_id, foreign)
-            elif self._session.owns(run_id):
+            if self._session.owns(run_id):
                 with self._unless_lost(run_id):
-                    self.results[stage] = train(self._job, stage, self._session, run_id, self.results)
+                    if stage == "upstream" and foreign is not None:
+                        self.results[stage] = self._keep(run_id, foreign)
+                    else:
+                        self.results[stage] = train(self._job, stage, self._session, run_id, self.results)
             elif result := self._take(stage, run_id):
                 self.results[stage] = result
             else:

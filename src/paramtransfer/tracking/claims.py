@@ -2,14 +2,15 @@
 
 Beside a SQLite store jobs look and claim one at a time: exactly one trains. With a tracking server a run is its owner's
 until another process takes it over; whoever has lost a run stops writing to it and waits for its result. Two jobs that
-start at the same moment may, rarely, create a run each: a job trains only when it has seen, after it created its run,
-that there is no other, and takes it back otherwise.
+start at the same moment may, rarely, create a run each: a job trains only when it has seen, after it created or
+reopened its run, that there is no other, and gives it up otherwise.
 """
 
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import Self
 from uuid import uuid4
 
 from mlflow.entities import Param
+from mlflow.exceptions import MlflowException
 
 from paramtransfer.errors import LostRun, SharedStageError, StoreError, Unreadable
 from paramtransfer.interrupts import begin_closing, is_interruption, uninterrupted
@@ -109,6 +111,7 @@ class Session:
             outbox.keep_text(file, content)
         try:
             patiently(outbox.deliver, uri=self.store.uri)
+            self._withdraw_twins(run_id, tags["creation"])
         except Exception as error:
             outbox.discard()
             if isinstance(error, StoreError):
@@ -127,6 +130,14 @@ class Session:
                 raise StoreError(f"{self.store.public_uri}: run id {run_id!r}: must be of letters, digits, - and _")
             self._hold(run_id)
         return run_id
+
+    def _withdraw_twins(self, run_id: str, creation: str) -> None:
+        """A creation whose answer took too long was tried again, and may have come about after that."""
+        for twin in self.store.runs(f"tags.creation = '{creation}'"):
+            if twin.run_id != run_id:
+                self.store.client.set_terminated(twin.run_id, "KILLED")
+                with suppress(MlflowException):
+                    self.store.client.delete_run(twin.run_id)
 
     def _hold(self, run_id: str) -> None:
         self.opened.append(run_id)
@@ -148,11 +159,12 @@ class Session:
         with store.signs.exclusive():
             runs = list(store.runs(same))
             running = [run for run in runs if run.status == "RUNNING"]
-            for run in (*filter(self._is_usable, runs), *filter(store.signs.is_alive, running)):
+            for run in (*filter(self._is_usable, runs), *filter(self._is_trained, running)):
                 return run.run_id
             for run in runs:  # none of them is alive
                 if run.status != "FINISHED" and any(self.checkpoints(run.run_id).glob("*.ckpt")):
-                    return run.run_id if self._reopen(run) else self.claim(fingerprint, create, among=among)
+                    is_ours = self._reopen(run, partial(store.runs, same))
+                    return run.run_id if is_ours else self.claim(fingerprint, create, among=among)
             for run in running:
                 if not store.bury(run.run_id, _DIED):  # it has ended since we looked
                     return self.claim(fingerprint, create, among=among)
@@ -160,20 +172,25 @@ class Session:
             if ended:
                 log.info(f"trained anew, for these runs of it are FAILED or KILLED: {', '.join(ended)}")
             own = create()
-        return self._settle(own, lambda: [run.run_id for run in store.runs(same) if run.status == "RUNNING"])
+        return self._settle(own, partial(store.runs, same)) or self.claim(fingerprint, create, among=among)
 
-    def _settle(self, own: str, running: Callable[[], list[str]]) -> str:
-        """The one that stays, of runs that several jobs may have created between their looks and ours.
+    def _settle(self, own: str, same: Callable[[], Iterable[RunRecord]]) -> str | None:
+        """The one that stays, of runs that several jobs may have created between their looks and ours; None if none.
 
-        By start, which is their clients' time, the later ones give way at once, and the first one to a run that stays.
+        By start, which is their clients' time, the later ones give way at once, the first one to a run that is still
+        there after a while: a job that has seen no other trains it, or is slow.
         """
         deadline = time.monotonic() + _CONTEST_SECONDS
-        while len(found := running()) > 1:
-            if found[0] != own or time.monotonic() > deadline:
+        while True:
+            runs = list(same())
+            finished = [run.run_id for run in runs if self._is_usable(run)]
+            running = [run.run_id for run in runs if run.status == "RUNNING"]
+            if not finished and running == [own]:
+                return own
+            if finished or running[:1] != [own] or time.monotonic() > deadline:
                 self._withdraw(own)
-                return next(run_id for run_id in found if run_id != own)
+                return next((run_id for run_id in (*finished, *running) if run_id != own), None)
             time.sleep(_CONTEST_SECONDS / 20)
-        return own
 
     def attempt(self, fingerprint: str) -> dict[str, str]:
         """The tag that marks the runs of a job which trains anew: of one that was interrupted, or a new one.
@@ -190,7 +207,7 @@ class Session:
         return {_ATTEMPT: uuid4().hex}
 
     def bury_dead(self) -> None:
-        """End as KILLED what processes that died have left RUNNING, sweeps included.
+        """End as KILLED what processes that died have left RUNNING, sweeps included; with a server at a second call.
 
         Raises:
             StoreError: a job on another machine uses the same SQLite file.
@@ -205,24 +222,36 @@ class Session:
         """Whether a run has finished, as far as is known with a result that can be read."""
         return run.status == "FINISHED" and run.run_id not in self._unreadable
 
-    def _reopen(self, run: RunRecord) -> bool:
+    def _reopen(self, run: RunRecord, same: Callable[[], Iterable[RunRecord]]) -> bool:
         """Let an interrupted run go on, unless another job was faster; what it has logged is not logged again."""
         with uninterrupted():
             if not self.store.signs.take(run):
                 return False
             self.opened.append(run.run_id)
             self.store.client.update_run(run.run_id, status="RUNNING")
+            others = [other for other in same() if other.run_id != run.run_id]
+            if any(self._is_usable(other) or self._is_trained(other) for other in others):
+                self._give_up(run.run_id)
+                return False
         log.info(f"run {run.run_id} goes on where it was interrupted")
         self.store.reopen(run.run_id)
         return True
 
+    def _is_trained(self, run: RunRecord) -> bool:
+        return run.status == "RUNNING" and self.store.signs.is_alive(run)
+
+    def _give_up(self, run_id: str) -> None:
+        """Leave a run that another one has made needless; whoever waits for it looks for the other."""
+        self.store.client.set_terminated(run_id, "KILLED")
+        self.store.signs.drop(run_id)
+        self.opened.remove(run_id)
+
     def _withdraw(self, run_id: str) -> None:
         """Take a new run back, of which nothing has come."""
         with uninterrupted():
-            self.store.client.set_terminated(run_id, "KILLED")  # who waits for it does not go on waiting
-            self.store.client.delete_run(run_id)
-            self.store.signs.drop(run_id)
-            self.opened.remove(run_id)
+            self._give_up(run_id)
+            with suppress(MlflowException):  # a server may let nobody delete
+                self.store.client.delete_run(run_id)
 
     def checkpoints(self, run_id: str) -> Path:
         """The folder for what a run needs to go on after an interruption."""
@@ -290,5 +319,4 @@ class Session:
         """Mark a run as ended, when all that was logged to it has arrived."""
         outbox = self.store.outbox(run_id)
         outbox.end(status, tags or {})
-        if outbox.try_to_deliver():
-            self.store.signs.drop(run_id)
+        outbox.try_to_deliver()

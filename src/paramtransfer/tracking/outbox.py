@@ -134,6 +134,7 @@ class Outbox:
                 log.warning(f"{self.gone}; what it logs here is dropped")
             if self.gone is not None:
                 self._points.clear()
+                self._signs.drop(self.run_id)
             self._close_folder()
         if self._is_away:
             self._is_away = False
@@ -149,6 +150,7 @@ class Outbox:
         if self._end and not self._is_ended:
             self._write_end(**self._end)
             self._is_ended = True
+            self._signs.drop(self.run_id)
 
     def _why_gone(self, error: Exception) -> StoreError | None:
         """Why no later try can succeed; None if one may."""
@@ -203,7 +205,7 @@ class Outbox:
             try:
                 if fresh:
                     self._client.log_batch(self.run_id, metrics=fresh, synchronous=True)
-            except Exception:
+            except BaseException:  # a signal among them
                 self._num_doubtful = max(self._num_doubtful, len(batch))
                 raise
             del self._points[: len(batch)]

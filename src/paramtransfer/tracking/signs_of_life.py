@@ -47,11 +47,18 @@ class SignsOfLife(Protocol):
     def tags(self) -> dict[str, str]:
         """What marks a new run as alive and this process's."""
 
+    def disowned(self) -> dict[str, str]:
+        """What tells the owner of a run, should it live, that the run is its no more."""
+
     def hold(self, run_id: str) -> None:
         """From now on, until `drop` or the end of this process, the run is alive."""
 
     def take(self, run: RunRecord) -> bool:
-        """The same for a run that was another process's when it was looked at; False if a third one was faster."""
+        """The same for a run that was another process's when it was looked at; False if a third one was faster.
+
+        Raises:
+            StoreError: a process holds the run though it has ended.
+        """
 
     def drop(self, run_id: str) -> None:
         """The run has ended."""
@@ -70,7 +77,7 @@ class SignsOfLife(Protocol):
         """Whether a process holds the run, as far as can be known by now: it is to be asked again."""
 
     def is_dead(self, run: RunRecord) -> bool:
-        """Whether it is certain that no process holds the run."""
+        """Whether it is certain that no process holds the run; it may take a second look, a while after the first."""
 
 
 class FileSigns:
@@ -87,19 +94,26 @@ class FileSigns:
     def tags(self) -> dict[str, str]:
         return {HOST: socket.gethostname()}
 
+    def disowned(self) -> dict[str, str]:
+        return {}
+
     def hold(self, run_id: str) -> None:
         self._folder.mkdir(exist_ok=True)
-        self._held[run_id] = FileLock(self._path(run_id))
-        self._held[run_id].acquire(timeout=_LOCK_SECONDS)
+        lock = FileLock(self._path(run_id), thread_local=False)  # the thread that delivers the end lets go
+        lock.acquire(timeout=_LOCK_SECONDS)
+        self._held[run_id] = lock
 
     def take(self, run: RunRecord) -> bool:
-        self.hold(run.run_id)
+        try:
+            self.hold(run.run_id)
+        except Timeout:
+            raise StoreError(f"{self._path(run.run_id)}: must not be held, for run {run.run_id} has ended") from None
         return True
 
     def drop(self, run_id: str) -> None:
-        if run_id in self._held:
+        if lock := self._held.pop(run_id, None):
             self._path(run_id).unlink(missing_ok=True)
-            self._held.pop(run_id).release()
+            lock.release()
 
     def owner_of(self, run_id: str) -> str:
         return ""
@@ -145,12 +159,17 @@ class Heartbeats:
         """The last sign of each run that is watched, and when it was first seen, in seconds of watching."""
         self._watched = 0.0
         self._last_look = -math.inf
+        self._old: dict[tuple[str, str], float] = {}
+        """When a sign that is old by this machine's clock was first seen, on the monotonic one, by run and sign."""
 
     def exclusive(self) -> AbstractContextManager[object]:
         return nullcontext()
 
     def tags(self) -> dict[str, str]:
         return {_OWNER: self._owner, _HEARTBEAT: str(time.time())}
+
+    def disowned(self) -> dict[str, str]:
+        return {_OWNER: uuid4().hex}
 
     def hold(self, run_id: str) -> None:
         self._held.add(run_id)
@@ -161,15 +180,18 @@ class Heartbeats:
     def take(self, run: RunRecord) -> bool:
         """Whoever writes last has it; so it is read before, and after a while again.
 
-        RUNNING at once, so that nobody who looks from now on takes it.
+        RUNNING at once, so that nobody who looks from now on takes it; not if who had it has finished meanwhile.
         """
         tags = [RunTag(key, value) for key, value in self.tags().items()]
+        call = partial(patiently, uri=self._uri)
         try:
-            patiently(partial(self.check, run.run_id, run.tags.get(_OWNER, "")), uri=self._uri)
-            patiently(partial(self._client.update_run, run.run_id, status="RUNNING"), uri=self._uri)
-            patiently(partial(self._client.log_batch, run.run_id, tags=tags), uri=self._uri)
+            call(partial(self.check, run.run_id, run.tags.get(_OWNER, "")))
+            call(partial(self._client.log_batch, run.run_id, tags=tags))
+            if call(partial(self._client.get_run, run.run_id)).info.status == "FINISHED":
+                return False
+            call(partial(self._client.update_run, run.run_id, status="RUNNING"))
             time.sleep(_SETTLE_SECONDS)
-            patiently(partial(self.check, run.run_id, self._owner), uri=self._uri)
+            call(partial(self.check, run.run_id, self._owner))
         except LostRun:
             return False
         self.hold(run.run_id)
@@ -196,7 +218,11 @@ class Heartbeats:
         return self._watched - self._seen[run.run_id][1] < _DEAD_SECONDS
 
     def is_dead(self, run: RunRecord) -> bool:
-        return time.time() - float(run.tags.get(_HEARTBEAT, run.started)) > _LONG_SECONDS
+        """Old by this clock, and unchanged between two looks: the clock may be wrong, the server may have been away."""
+        sign = run.tags.get(_HEARTBEAT, str(run.started))
+        if time.time() - float(sign) <= _LONG_SECONDS:
+            return False
+        return time.monotonic() - self._old.setdefault((run.run_id, sign), time.monotonic()) >= _DEAD_SECONDS
 
     def _beat(self) -> None:
         while True:

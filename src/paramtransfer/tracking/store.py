@@ -177,7 +177,7 @@ class Store:
         """End a run whose process has died as KILLED; False if it had ended before that."""
         is_open = self.run(run_id).status == "RUNNING"
         if is_open:
-            self.tag(run_id, {"error": reason[:5000]})
+            self.tag(run_id, {"error": reason[:5000], **self.signs.disowned()})
             self.client.set_terminated(run_id, "KILLED")
         self.signs.drop(run_id)
         return is_open
@@ -195,7 +195,6 @@ class Store:
             try:
                 patiently(outbox.deliver, uri=self.uri, deadline=deadline)
                 if outbox.has_ended:
-                    self.signs.drop(run_id)
                     del self._outboxes[run_id]
             except Exception as error:
                 reasons[run_id] = reason_of(error)
