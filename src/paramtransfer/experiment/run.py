@@ -43,7 +43,7 @@ def run(job: Job, store: Store, *, tags: Mapping[str, str], follower: Sequence[s
             stages.claim(stage)
         for stage in job.stages:
             stages.complete(stage, foreign)
-        session.bury_dead()
+        session.look_again()
     return stages.results
 
 

@@ -218,6 +218,12 @@ class Session:
                 if self.store.signs.is_dead(run):
                     self.store.bury(run.run_id, _DIED)
 
+    def look_again(self) -> None:
+        """`bury_dead`, some time later, what was only suspected then; not where the store is away now."""
+        if self.store.signs.suspects_any:
+            with suppress(StoreError):
+                self.bury_dead()
+
     def _is_usable(self, run: RunRecord) -> bool:
         """Whether a run has finished, as far as is known with a result that can be read."""
         return run.status == "FINISHED" and run.run_id not in self._unreadable

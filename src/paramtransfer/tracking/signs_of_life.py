@@ -41,6 +41,10 @@ log = logging.getLogger(__name__)
 class SignsOfLife(Protocol):
     """Which RUNNING runs have a living process behind them."""
 
+    @property
+    def suspects_any(self) -> bool:
+        """Whether `is_dead` wants a second look at some run."""
+
     def exclusive(self) -> AbstractContextManager[object]:
         """Keeps other jobs from claiming, where that can be done."""
 
@@ -82,6 +86,8 @@ class SignsOfLife(Protocol):
 
 class FileSigns:
     """A locked file for each run, in one folder."""
+
+    suspects_any = False
 
     def __init__(self, folder: Path, claiming: FileLock) -> None:
         self._folder = folder
@@ -161,6 +167,10 @@ class Heartbeats:
         self._last_look = -math.inf
         self._old: dict[tuple[str, str], float] = {}
         """When a sign that is old by this machine's clock was first seen, on the monotonic one, by run and sign."""
+
+    @property
+    def suspects_any(self) -> bool:
+        return bool(self._old)
 
     def exclusive(self) -> AbstractContextManager[object]:
         return nullcontext()
