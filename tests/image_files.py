@@ -69,6 +69,7 @@ def is_for_images(option: Path) -> bool:
             "cifar10",
             "network_pair",
             "- deit",
+            "- narrow_resnets",
             "image_defaults",
             "momentum",
             "Adam",
