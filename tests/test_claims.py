@@ -21,6 +21,7 @@ from shared_jobs import PRELOADED, leave_runs, run_job
 from paramtransfer.errors import LostRun, SharedStageError, StoreError
 from paramtransfer.experiment import run as job_runs
 from paramtransfer.tracking import claims, patience, signs_of_life
+from paramtransfer.tracking import store as store_module
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.store import Store
 
@@ -355,6 +356,50 @@ def test_a_job_takes_the_result_of_who_has_its_run(
         "baseline": False,
         "downstream": False,
     }
+
+
+@pytest.mark.parametrize("lives", [False, True], ids=["dead", "alive"])
+def test_a_job_that_trains_anew_goes_on(lives: bool, stores: Callable[[], Store]) -> None:
+    """With reuse=false, if the process before it was killed; it is watched until it has shown itself, or for long."""
+    before, session = stores(), Session(stores())
+    fingerprint = f"anew {lives}"
+    run_id = _create(Session(before), fingerprint, attempt="first")
+    if not lives:
+        before.signs.drop(run_id)
+    assert (session.attempt(fingerprint) == {"attempt": "first"}) == (not lives)
+
+
+def test_a_run_that_ends_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at its state and the one at its owner: it stays FINISHED, though it has a checkpoint."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store, others = Store(tmp_path), Store(tmp_path)
+    trainer, session = Session(store), Session(others)
+    run_id = _create(trainer, "ending")
+    session.checkpoints(run_id).mkdir(parents=True)
+    (session.checkpoints(run_id) / "step-1.ckpt").touch()
+    is_alive = others.signs.is_alive
+
+    def look_late(run: Any) -> bool:
+        trainer.end(run_id, "FINISHED")
+        return is_alive(run)
+
+    monkeypatch.setattr(others.signs, "is_alive", look_late)
+    assert session.claim("ending", lambda: _create(session, "ending"), among={}) == run_id
+    assert store.run(run_id).status == "FINISHED"
+    assert session.opened == []
+    assert not list((tmp_path / "locks").iterdir())
+
+
+def test_a_search_reads_all_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an answer that has several."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(store_module, "_PAGE", 2)
+    store = Store(tmp_path)
+    with Session(store) as session:
+        created = [_create(session, "paged") for _ in range(5)]
+        assert [run.run_id for run in store.runs("tags.fingerprint = 'paged'")] == created
+        newest = store.runs("tags.fingerprint = 'paged'", newest_first=True, at_most=3)
+        assert [run.run_id for run in newest] == created[:1:-1]
 
 
 # What dead processes leave.

@@ -362,7 +362,7 @@ def test_copies_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert re.search(r"images are trained on and tested on, .* train/b/1\.png and test/b/copy\.png", caplog.text)
 
 
-def test_pixels_in_flight_are_bounded() -> None:
+def test_pixels_in_flight_are_bounded(tmp_path: Path) -> None:
     """However many threads decode; an image that is larger than the bound is decoded alone."""
     room, now, most = Room(100), [0], [0]
 
@@ -379,6 +379,13 @@ def test_pixels_in_flight_are_bounded() -> None:
         most[0] = 0
         list(pool.map(take, [500, 10, 500]))
         assert most[0] == 500
+
+        path = write(tmp_path / "image.png")
+        with room.taken(100):
+            waiting = pool.submit(decode, path, 8, room)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.2)
+        assert waiting.result(5).pixels.shape[1:] == (8, 8)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

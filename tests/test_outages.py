@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY
+from filelock import FileLock
 from mlflow_server import MlflowServer, proxy
 
-from paramtransfer.errors import StoreError, Undelivered
+from paramtransfer.errors import StoreError, Undelivered, Unreadable
 from paramtransfer.tracking import connect
 from paramtransfer.tracking.claims import Session
 from paramtransfer.tracking.results import Result
 from paramtransfer.tracking.store import Store
-from paramtransfer.tracking.undelivered_folder import KeptFolder
+from paramtransfer.tracking.undelivered_folder import KeptFolder, remove_remains
 
 STAGES = {"upstream", "baseline", "downstream"}
 RESULT = Result(state={"weight": torch.arange(3)}, hits_RN=torch.ones(2, 5, dtype=torch.bool))
@@ -335,12 +336,16 @@ def test_folder_and_lock_are_one(tmp_path: Path) -> None:
             errors.append(error)
 
     def look() -> None:
-        while not over.is_set():
-            for path in tmp_path.glob("*.*"):
-                kept = KeptFolder(path)
-                if kept.take() is not None:
-                    errors.append(FileExistsError(path))
-                kept.leave()
+        try:
+            while not over.is_set():
+                remove_remains(tmp_path)
+                for path in tmp_path.glob("*.*"):
+                    kept = KeptFolder(path)
+                    if kept.take() is not None:
+                        errors.append(FileExistsError(path))
+                    kept.leave()
+        except OSError as error:
+            errors.append(error)
 
     cycling = [threading.Thread(target=cycle) for _ in range(2)]
     looking = threading.Thread(target=look)
@@ -352,6 +357,36 @@ def test_folder_and_lock_are_one(tmp_path: Path) -> None:
     looking.join()
     assert errors == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_left_is_delivered_before_others_look(shared_store: Store) -> None:
+    """While one job delivers what a dead one left, no other takes the run for a dead one's that has not ended."""
+    dead = Session(shared_store)
+    run_id = _create(dead)
+    folder = _leave(shared_store, run_id, end_json='{"status": "FINISHED", "tags": {}, "time": 1}')
+    claiming = threading.Thread(target=shared_store.deliver_left)
+    with FileLock(shared_store.folder / "mlflow.db.lock"):
+        claiming.start()
+        time.sleep(0.5)
+        assert folder.exists()
+    claiming.join()
+    assert not folder.exists()
+    assert _status(shared_store, run_id) == "FINISHED"
+
+
+def test_result_that_is_gone(lasting_server: MlflowServer, open_store: Fixture) -> None:
+    """From a server's folder: the stage can be trained again, nobody waits for a server that seems to fail."""
+    store = open_store(lasting_server.uri)
+    with Session(store) as session:
+        run_id = _create(session)
+        session.finish(run_id, RESULT, metrics={}, files={})
+        store.result(run_id)
+        (weights,) = lasting_server.folder.rglob(f"{run_id}/artifacts/result.pt")
+        weights.unlink()
+        started = time.monotonic()
+        with pytest.raises(Unreadable, match=r"its weights cannot be read \(there is no result\.pt\)"):
+            store.result(run_id)
+        assert time.monotonic() < started + 10
 
 
 def test_run_deleted_while_it_trains(shared_store: Store, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,6 +20,7 @@ from paramtransfer.errors import TrainingError
 from paramtransfer.experiment.run import run
 from paramtransfer.tracking.store import Store
 from paramtransfer.trainer import ranks
+from paramtransfer.trainer.checkpoints import Checkpoints
 from paramtransfer.training.full_batch import FullBatchTraining
 from paramtransfer.training.supervised import Supervised
 
@@ -133,6 +134,25 @@ def test_damaged_checkpoint_is_passed_over(
     assert "cannot be read" in caplog.text
     for stage, result in results.items():
         assert all(torch.equal(tensor, expected[stage].state[name]) for name, tensor in result.state.items())
+
+
+@pytest.mark.parametrize("ends_with", [None, RuntimeError("lost"), SystemExit("told to end")], ids=str)
+def test_a_signal_after_the_last_step_is_handed_on(ends_with: BaseException | None, tmp_path: Path) -> None:
+    """Which is answered by no checkpoint any more: whether the training ends well or not, unless it is being ended."""
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        checkpoints: Any = Checkpoints(tmp_path, minutes=1, before=lambda: None)
+        checkpoints.on_train_start(None, None)
+        signal.raise_signal(signal.SIGTERM)
+        assert told == []
+        if ends_with is None:
+            checkpoints.on_train_end(None, None)
+        else:
+            checkpoints.on_exception(None, None, ends_with)
+        assert told == ([] if isinstance(ends_with, SystemExit) else [signal.SIGTERM])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_failed_training_goes_on(

@@ -117,7 +117,7 @@ class SweepCallback(Callback):
         with Session(open_store(FOLDER.absolute())) as session:
             self._sweep_id = start_sweep(
                 session,
-                name=" ".join(["sweep", *config.hydra.overrides.task]),
+                name=masked(" ".join(["sweep", *config.hydra.overrides.task])),
                 tags={"command": command, "question": question, **({"experiment": experiment} if experiment else {})},
                 config=OmegaConf.to_yaml(own),
                 jobs=job_values(jobs or []),

@@ -62,7 +62,8 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is None:
             return
-        begin_closing()
+        if is_interruption(error):
+            begin_closing()
         reason = masked(f"{type(error).__name__}: {error}")
         with uninterrupted():
             for run_id in self.opened:
@@ -135,9 +136,7 @@ class Session:
         """A creation whose answer took too long was tried again, and may have come about after that."""
         for twin in self.store.runs(f"tags.creation = '{creation}'"):
             if twin.run_id != run_id:
-                self.store.client.set_terminated(twin.run_id, "KILLED")
-                with suppress(MlflowException):
-                    self.store.client.delete_run(twin.run_id)
+                self._withdraw(twin.run_id)
 
     def _hold(self, run_id: str) -> None:
         self.opened.append(run_id)
@@ -155,8 +154,8 @@ class Session:
         """
         same = " AND ".join(f"tags.{key} = '{value}'" for key, value in {"fingerprint": fingerprint, **among}.items())
         store = self.store
-        store.deliver_left()
         with store.signs.exclusive():
+            store.deliver_left()
             runs = list(store.runs(same))
             running = [run for run in runs if run.status == "RUNNING"]
             for run in (*filter(self._is_usable, runs), *filter(self._is_trained, running)):
@@ -202,7 +201,8 @@ class Session:
             for run in self.store.runs(
                 f"tags.fingerprint = '{fingerprint}' AND tags.{_ATTEMPT} LIKE '%'", newest_first=True, at_most=1
             ):
-                if run.status == "KILLED" or (run.status == "RUNNING" and not self.store.signs.is_alive(run)):
+                look = partial(self.store.run, run.run_id)
+                if run.status == "KILLED" or (run.status == "RUNNING" and self.store.signs.has_died(look)):
                     return {_ATTEMPT: run.tags[_ATTEMPT]}
         return {_ATTEMPT: uuid4().hex}
 
@@ -212,8 +212,8 @@ class Session:
         Raises:
             StoreError: a job on another machine uses the same SQLite file.
         """
-        self.store.deliver_left()
         with self.store.signs.exclusive():
+            self.store.deliver_left()
             for run in self.store.runs("attributes.status = 'RUNNING' AND tags.stage LIKE '%'"):
                 if self.store.signs.is_dead(run):
                     self.store.bury(run.run_id, _DIED)
@@ -233,6 +233,9 @@ class Session:
         with uninterrupted():
             if not self.store.signs.take(run):
                 return False
+            if self.store.run(run.run_id).status == "FINISHED":  # between the looks at its state and at its owner
+                self.store.signs.drop(run.run_id)
+                return False
             self.opened.append(run.run_id)
             self.store.client.update_run(run.run_id, status="RUNNING")
             others = [other for other in same() if other.run_id != run.run_id]
@@ -250,10 +253,11 @@ class Session:
         """Leave a run that another one has made needless; whoever waits for it looks for the other."""
         self.store.client.set_terminated(run_id, "KILLED")
         self.store.signs.drop(run_id)
-        self.opened.remove(run_id)
+        if self.owns(run_id):
+            self.opened.remove(run_id)
 
     def _withdraw(self, run_id: str) -> None:
-        """Take a new run back, of which nothing has come."""
+        """Take a new run back, or a twin of one, of which nothing has come."""
         with uninterrupted():
             self._give_up(run_id)
             with suppress(MlflowException):  # a server may let nobody delete

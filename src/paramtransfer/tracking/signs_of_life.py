@@ -11,6 +11,7 @@ import math
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -80,6 +81,13 @@ class SignsOfLife(Protocol):
     def is_alive(self, run: RunRecord) -> bool:
         """Whether a process holds the run, as far as can be known by now: it is to be asked again."""
 
+    def has_died(self, look: Callable[[], RunRecord]) -> bool:
+        """Whether no process holds a run that was RUNNING and has not ended otherwise; takes as long as it must.
+
+        Args:
+            look: at the run as it is now.
+        """
+
     def is_dead(self, run: RunRecord) -> bool:
         """Whether it is certain that no process holds the run; it may take a second look, a while after the first."""
 
@@ -137,6 +145,9 @@ class FileSigns:
         except Timeout:
             return True
         return False
+
+    def has_died(self, look: Callable[[], RunRecord]) -> bool:
+        return not self.is_alive(look())
 
     def is_dead(self, run: RunRecord) -> bool:
         """Raises a StoreError for a run of another machine, whose locks are not seen here."""
@@ -226,6 +237,17 @@ class Heartbeats:
         if self._seen.setdefault(run.run_id, (sign, self._watched))[0] != sign:
             self._seen[run.run_id] = sign, self._watched
         return self._watched - self._seen[run.run_id][1] < _DEAD_SECONDS
+
+    def has_died(self, look: Callable[[], RunRecord]) -> bool:
+        run = look()
+        sign = run.tags.get(_HEARTBEAT)
+        log.info(f"Watching {run.name} for up to {_DEAD_SECONDS:.0f} s: another job may train it (run {run.run_id})")
+        while run.status == "RUNNING" and run.tags.get(_HEARTBEAT) == sign:
+            if not self.is_alive(run):
+                return True
+            time.sleep(_LOOK_SECONDS / 5)
+            run = look()
+        return run.status == "KILLED"
 
     def is_dead(self, run: RunRecord) -> bool:
         """Old by this clock, and unchanged between two looks: the clock may be wrong, the server may have been away."""

@@ -121,6 +121,8 @@ class Store:
             Unreadable: there is no such run, or its weights cannot be read.
         """
         try:
+            if results.FILE not in [item.path for item in self.client.list_artifacts(run_id)]:
+                raise FileNotFoundError(f"there is no {results.FILE}")  # to a server's client it is a fault of its
             with tempfile.TemporaryDirectory() as folder:
                 return Result.load(self.client.download_artifacts(run_id, results.FILE, folder))
         except StoreError:
@@ -206,19 +208,23 @@ class Store:
             )
 
     def deliver_left(self) -> None:
-        """Deliver what processes that are gone have left."""
-        own = {outbox.folder for outbox in self._outboxes.values()}
-        for folder in sorted(set(self._undelivered.glob("*.*")) - own):
-            left = Outbox(self.raw_client, self.uri, folder.name.partition(".")[0], folder, self.signs)
-            if left.load():
-                try:
-                    left.deliver()
-                except Exception as error:
-                    log.warning(f"{folder} cannot be delivered yet ({reason_of(error)})")
-                else:
-                    if left.gone is None:
-                        log.info(f"delivered what was left of run {left.run_id}")
-        remove_remains(self._undelivered)
+        """Deliver what processes that are gone have left, before anybody else looks whose their runs are."""
+        with self.signs.exclusive():
+            own = {outbox.folder for outbox in self._outboxes.values()}
+            for folder in sorted(set(self._undelivered.glob("*.*")) - own):
+                left = Outbox(self.raw_client, self.uri, folder.name.partition(".")[0], folder, self.signs)
+                if left.load():
+                    self._deliver_left(left)
+            remove_remains(self._undelivered)
+
+    def _deliver_left(self, left: Outbox) -> None:
+        try:
+            left.deliver()
+        except Exception as error:
+            log.warning(f"{left.folder} cannot be delivered yet ({reason_of(error)})")
+        else:
+            if left.gone is None:
+                log.info(f"delivered what was left of run {left.run_id}")
 
     def forget(self, run_id: str) -> None:
         """Nothing more is to be delivered to a run that another process has taken over."""

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -138,8 +139,9 @@ def remove_remains(parent: Path) -> None:
     """What processes that were killed while they made or removed a folder have left in its parent."""
     for prefix in _PASSING:
         for path in parent.glob(f"{prefix}*"):
-            if time.time() - path.stat().st_mtime > _OLD_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+            with suppress(FileNotFoundError):  # a living process has gone on meanwhile
+                if time.time() - path.stat().st_mtime > _OLD_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

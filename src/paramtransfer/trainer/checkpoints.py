@@ -90,23 +90,26 @@ class Checkpoints(Callback):
         if trainer.strategy.reduce_boolean_decision(is_due, all=False):  # all ranks save together
             self._save(trainer)
         if arrived is not None:
-            self._arrived = None
             self._give_back()
-            signal.raise_signal(arrived)
             self._take_signals()  # it was ignored, as submitit does with SIGTERM
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._give_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._give_back()
         if is_interruption(exception):
+            self._arrived = None
             begin_closing()
+        self._give_back()
 
     def _give_back(self) -> None:
+        """The signals to their handlers, with the one that has arrived meanwhile."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+        arrived, self._arrived = self._arrived, None
+        if arrived is not None:
+            signal.raise_signal(arrived)
 
     def _save(self, trainer: Trainer) -> None:
         self._last = time.monotonic()
