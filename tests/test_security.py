@@ -149,7 +149,8 @@ def test_password_opens_the_server_and_is_nowhere_else(
     checkout.mkdir()
     (checkout / "own.py").write_text("uri = None\n")
     git = ["git", "-C", str(checkout), "-c", "user.name=n", "-c", "user.email=e"]
-    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+    own_taste = (["config", "color.ui", "always"], ["config", "diff.external", "false"])
+    for arguments in (["init", "-q"], *own_taste, ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *arguments], check=True)
     (checkout / "own.py").write_text(f"uri = 'http://user:{PASSWORD}@host'\napi_key = 'k3y-of-theirs'\n")
     monkeypatch.setattr(provenance, "_CHECKOUT", checkout)
@@ -195,6 +196,23 @@ def test_password_opens_the_server_and_is_nowhere_else(
 def test_what_looks_like_a_secret_is_masked(text: str, shown: str) -> None:
     """By the name that it is given, or as the password in an address; code that speaks of secrets is left."""
     assert masking.masked(text) == shown
+
+
+def test_own_modules_are_kept_without_secrets(
+    tmp_path: Path, compose_job: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code of the user's that a stage depends on is among its files."""
+    (tmp_path / "own_solver.py").write_text(
+        "from paramtransfer.training.solver import GramSolver as Own\n\nAPI_KEY = 'k3y-of-theirs'\n\n\n"
+        "class Own(Own):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = Store(tmp_path / "mlruns")
+    results = run(compose_job(*TINY, "solver=gram", "solver._target_=own_solver.Own"), store, tags={})
+    kept = store.read_files(results["baseline"].run_id, suffix="own_solver.py")["own_solver.py"]
+    assert b"API_KEY = '***'" in kept
+    assert b"class Own" in kept
 
 
 def test_another_project_s_changes_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,7 +240,9 @@ EDITS = {
     "transfer/report.py": ("class X:\n    a: int", {"downstream"}),
     "transfer/report.py ": ("    def __str__(self): return 'x'", set()),
     "transfer/select.py": ("x = 1", {"downstream"}),
-    "../mine_too.py": ("x = 1", {"upstream", "downstream"}),
+    "../mine/too.py": ("x = 1", {"upstream", "downstream"}),
+    "../mine/__init__.py": ("x = 1", {"upstream", "downstream"}),
+    "training/fit.py": ("x = 1", STAGES),
     "randomness.py": ("x = 1", {"upstream", "baseline", "downstream"}),
     "checks.py": ("x = 1", {"upstream", "baseline", "downstream"}),
 }
@@ -248,12 +250,14 @@ PROBE = """
 import json, sys
 from pathlib import Path
 import paramtransfer.experiment.identity as identity
-from mine import Own
+from mine.own import Own
 from paramtransfer.task.synthetic import SyntheticTasks
 from paramtransfer.trainer.stage_trainer import StageTrainer
+from paramtransfer.training.fit import fit_and_test
 from paramtransfer.transfer.rules import Filters
 
 stages = {"upstream": [Own, StageTrainer], "baseline": [SyntheticTasks, StageTrainer], "downstream": [Own, Filters]}
+stages = {stage: [*classes, fit_and_test] for stage, classes in stages.items()}
 
 def fingerprints():
     for cached in (identity._text, identity._code_hash, identity._imports):
@@ -273,9 +277,11 @@ for file, line in json.load(sys.stdin):
 def test_fingerprint_holds_the_code_that_trains(tmp_path: Path) -> None:
     """What a stage's classes reach by imports is in it, the user's modules too; comments and printing are not."""
     shutil.copytree(REPO / "src" / "paramtransfer", tmp_path / "paramtransfer")
-    own = ["from mine_too import SHIFT", "from paramtransfer.dataset.signal_noise import SignalNoise as Own"]
-    (tmp_path / "mine.py").write_text("\n".join([*own, "class Own(Own): ..."]))
-    (tmp_path / "mine_too.py").write_text("SHIFT = 1\n")
+    own = ["from mine.too import SHIFT", "from paramtransfer.dataset.signal_noise import SignalNoise as Own"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own.py").write_text("\n".join([*own, "class Own(Own): ..."]))
+    (tmp_path / "mine" / "too.py").write_text("SHIFT = 1\n")
+    (tmp_path / "mine" / "__init__.py").touch()
     edits = json.dumps([(file, line) for file, (line, _) in EDITS.items()])
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-c", PROBE]
@@ -288,12 +294,14 @@ def test_fingerprint_holds_the_code_that_trains(tmp_path: Path) -> None:
 def test_files_that_settings_name_are_part_of_it(tmp_path: Path) -> None:
     """What is in a file that a user's class is given counts, not only its name."""
     (tmp_path / "data.csv").write_text("1")
-    settings = {"path": str(tmp_path / "data.csv"), "other": "no file", "number": 3}
+    path = str(tmp_path / "data.csv")
+    settings = {"path": path, "other": "no file", "number": 3, "parts": ["no file", path], "by": {"name": path}}
     before = dict(contents(settings))
     assert dict(contents(settings)) == before
-    assert before.keys() == {"path.content"}
+    assert before.keys() == {"path.content", "parts.1.content", "by.name.content"}
     (tmp_path / "data.csv").write_text("22")
-    assert dict(contents(settings)) != before
+    after = dict(contents(settings))
+    assert not before.items() & after.items()
 
 
 def test_upstream_of_another_dataset_depends_on_it_alone(tmp_path: Path, compose_job: Fixture) -> None:

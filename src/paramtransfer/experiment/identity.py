@@ -16,7 +16,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -55,12 +55,21 @@ class Identity:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all of it."""
-        return hashlib.sha256(self.as_json().encode()).hexdigest()[:32]
+        return _hash(self.as_json())
+
+    @property
+    def hash_of_settings(self) -> str:
+        """The same for two stages that differ in code or versions alone."""
+        return _hash(json.dumps(self.settings, sort_keys=True))
 
     def as_json(self) -> str:
         """All but the own sources."""
         content = {"settings": self.settings, "code": self.code, "versions": self.versions}
         return json.dumps(content, sort_keys=True, indent=1)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def identify(settings: Mapping[str, object], classes: Iterable[object]) -> Identity:
@@ -82,7 +91,7 @@ def identify(settings: Mapping[str, object], classes: Iterable[object]) -> Ident
     return Identity(
         settings=dict(_flatten(settings)),
         code={name: _code_hash(path) for name, path in files.items()},
-        versions=_versions(),
+        versions=_versions(own),
         own_sources={f"{name}.py": _text(path) for name, path in own.items()},
     )
 
@@ -93,6 +102,9 @@ def contents(settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         if isinstance(value, str) and os.path.isfile(value):
             state = os.stat(value)
             yield f"{key}.content", _file_hash(os.path.abspath(value), state.st_mtime_ns, state.st_size)
+        elif isinstance(value, list | tuple | Mapping):
+            inner = value if isinstance(value, Mapping) else dict(enumerate(value))
+            yield from contents({f"{key}.{name}": item for name, item in inner.items()})
 
 
 @cache
@@ -124,12 +136,18 @@ def _plain(key: str, value: object) -> Value:
     raise ValueError(f"{key}: must be a plain value to identify a result by, not {type(value).__name__}")
 
 
-@cache
-def _versions() -> dict[str, str]:
+def _versions(own: Mapping[str, Path]) -> dict[str, str]:
+    """Of what this package computes with, and of the packages that the user's own modules import."""
+    imported = {module.partition(".")[0] for name, path in own.items() for module in _imports(name, path)}
+    installed = _distributions() if own else {}
+    names = {*_VERSIONS, *(name for module in imported - {_PACKAGE} for name in installed.get(module, ()))}
     return {
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        **{name: version(name) for name in _VERSIONS},
+        **{name: version(name) for name in sorted(names)},
     }
+
+
+_distributions = cache(packages_distributions)
 
 
 def _collect(name: str, files: dict[str, Path]) -> None:
@@ -137,8 +155,8 @@ def _collect(name: str, files: dict[str, Path]) -> None:
     path = None if name in files or name in _DERIVED or name in _HOW else _source(name)
     if path is not None:
         files[name] = path
-        for imported in _imports(name, path):
-            _collect(imported, files)
+        for reached in (*_imports(name, path), name.rpartition(".")[0]):  # Python runs what a package begins with
+            _collect(reached, files)
 
 
 def _source(name: str) -> Path | None:

@@ -11,9 +11,10 @@ from paramtransfer.errors import ConfigError, LostRun
 from paramtransfer.experiment.job import Job, ReadRun, StageResult
 from paramtransfer.experiment.outcome import outcome
 from paramtransfer.experiment.train import INHERITED, train
-from paramtransfer.experiment.why_trained import why_trained
+from paramtransfer.experiment.why_trained import SETTINGS, why_trained
 from paramtransfer.stage import SIDES, Stage
 from paramtransfer.tracking.claims import Session
+from paramtransfer.tracking.masking import masked
 from paramtransfer.tracking.results import Result
 from paramtransfer.tracking.store import Store
 from paramtransfer.transfer.callback import ParameterTransfer
@@ -100,6 +101,7 @@ class _Stages:
                 tags={
                     "stage": stage,
                     "fingerprint": identity.fingerprint,
+                    SETTINGS: identity.hash_of_settings,
                     _THREADS: str(torch.get_num_threads()),
                     **others,
                     **self._attempt,
@@ -109,7 +111,7 @@ class _Stages:
                 files={
                     "config.yaml": self._job.config,
                     "identity.json": identity.as_json(),
-                    **identity.own_sources,
+                    **{name: masked(source) for name, source in identity.own_sources.items()},
                 },
             )
 
@@ -184,6 +186,6 @@ class _Stages:
     def _claim_again(self, stage: Stage) -> None:
         """The run's process died, or its weights cannot be read."""
         self.claim(stage)
-        downstream = self._run_ids["downstream"]
+        downstream = self._run_ids.get("downstream", "")  # an advice trains the baseline alone
         if stage != "downstream" and self._session.owns(downstream):
             self._session.store.tag(downstream, {f"{stage}_run_id": self._run_ids[stage]})

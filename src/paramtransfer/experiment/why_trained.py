@@ -10,6 +10,8 @@ from paramtransfer.stage import Stage
 from paramtransfer.tracking.runs import RunRecord
 from paramtransfer.tracking.store import Store
 
+SETTINGS = "settings"
+"""The tag with a hash of a run's settings."""
 _NEWEST = 200
 _FEW = 3
 
@@ -21,16 +23,15 @@ def why_trained(store: Store, stage: Stage, identity: Identity, *, in_sweep: boo
 
     In a sweep, whose jobs differ in their settings, only where the settings are not the reason.
     """
-    finished = store.runs(
-        f"attributes.status = 'FINISHED' and tags.stage = '{stage}'", newest_first=True, at_most=_NEWEST
-    )
-    if text := nearest(store, stage, identity, finished, same_settings=in_sweep):
+    condition, at_most = f"attributes.status = 'FINISHED' and tags.stage = '{stage}'", _NEWEST
+    if in_sweep:
+        condition, at_most = f"{condition} and tags.{SETTINGS} = '{identity.hash_of_settings}'", 1
+    finished = store.runs(condition, newest_first=True, at_most=at_most)
+    if text := nearest(store, stage, identity, finished):
         log.info(text)
 
 
-def nearest(
-    store: Store, stage: Stage, identity: Identity, finished: Iterable[RunRecord], *, same_settings: bool = False
-) -> str:
+def nearest(store: Store, stage: Stage, identity: Identity, finished: Iterable[RunRecord]) -> str:
     """One sentence on what a stage differs in from the nearest of some finished runs; empty where none is near.
 
     Args:
@@ -38,15 +39,12 @@ def nearest(
         stage: what is to be trained.
         identity: of it.
         finished: among which the nearest is looked for.
-        same_settings: whether only runs of the same settings are near.
     """
     params = {key: str(value) for key, value in identity.settings.items()}
     same = [run for run in finished if run.tags.get("stage") == stage and params.keys() == run.params.keys()]
     if not same:
         return ""
     run = min(same, key=lambda run: len(differing(params, run.params)))
-    if same_settings and differing(params, run.params):
-        return ""
     reasons = [f"{key} {run.params[key]} -> {params[key]}" for key in differing(params, run.params)]
     reasons += _below(store, run, identity)
     shown = reasons[:_FEW] + [f"{len(reasons) - _FEW} more"] * (len(reasons) > _FEW)
