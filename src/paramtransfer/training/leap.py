@@ -25,7 +25,9 @@ from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.training.solver import GramSolver
 
 _POINTS = 3  # that the parabola goes through
-_SHARE = 0.2  # of the tolerance, for the estimated error of one leap
+_AIM, _KEPT = 0.2, 0.3  # of the tolerance: the estimated error that a leap is to have, and that of one that is kept
+_CAUTION = 0.9
+_SHORTER, _LONGER = 0.2, 2.0  # how much shorter or longer the next leap may be
 _PAUSE = 32  # single steps before the path is looked at again; twice as many after each shortest leap that has failed
 
 
@@ -33,12 +35,13 @@ class LeapSolver(GramSolver):
     """The gram solver, leaping.
 
     Args:
-        tolerance: how far a margin y f may come to lie from gradient descent's, relative where that is above 1.
+        tolerance: how far a margin y f is to lie from gradient descent's at most, relative where that is above 1. A
+            leap is kept if its own error is estimated at 0.3 of it at most; those of several add up, or cancel.
     """
 
     def __init__(self, model: TwoLayerCNN, samples: Samples, lr: float, *, tolerance: float) -> None:
         super().__init__(model, samples, lr)
-        self._bound = _SHARE * tolerance
+        self._tolerance = tolerance
         self._norm_sq_RN1 = samples.noise_RND.square().sum(-1, keepdim=True)
         # What the last leap corrected in its update: until the next one, K has acted on it through its diagonal alone.
         self._correction_RNF = torch.zeros_like(self.noise_RNF)
@@ -60,13 +63,12 @@ class LeapSolver(GramSolver):
         return {PRODUCTS: float(self._num_products), LEAP_ERROR: self._largest_error}
 
     def state(self) -> dict[str, Tensor]:
-        counts = (self._num_steps, self._num_products, self._num_single, self._pause, int(self._is_pending))
+        counts = (self._num_steps, self._num_products, self._num_single, self._pause, self._is_pending)
         return super().state() | {
             "correction": self._correction_RNF,
             "history_steps": torch.tensor([num_steps for num_steps, _ in self._history]),
             "history_margins": torch.stack([margins_RN for _, margins_RN in self._history]),
-            "reals": torch.tensor([self._length, self._largest_error], dtype=torch.float64),
-            "counts": torch.tensor(counts),
+            "numbers": torch.tensor([*counts, self._length, self._largest_error], dtype=torch.float64),
         }
 
     def resume(self, state: dict[str, Tensor]) -> None:
@@ -74,17 +76,17 @@ class LeapSolver(GramSolver):
         self._correction_RNF.copy_(state["correction"])
         margins = state["history_margins"].to(self.noise_RNF.device)
         self._history = list(zip(state["history_steps"].tolist(), margins, strict=True))
-        self._length, self._largest_error = state["reals"].tolist()
-        self._num_steps, self._num_products, self._num_single, self._pause, pending = state["counts"].tolist()
-        self._is_pending = bool(pending)
+        *counts, self._length, self._largest_error = state["numbers"].tolist()
+        self._num_steps, self._num_products, self._num_single, self._pause, is_pending = map(int, counts)
+        self._is_pending = bool(is_pending)
 
     @torch.no_grad()
     def advance(self, num_steps: int) -> None:
         end = self._num_steps + num_steps
         while self._num_steps < end:
             remaining = end - self._num_steps
-            # Leaps of one length up to the end.
-            length = round(remaining / -(-remaining // self._length))
+            # Leaps of one length up to the end, none too short to pay.
+            length = min(max(round(remaining / -(-remaining // self._length)), self._shortest), remaining)
             if self._num_single > 0 or length < self._shortest:
                 self._take(min(self._num_single or remaining, remaining))
             else:
@@ -93,8 +95,7 @@ class LeapSolver(GramSolver):
     def _take(self, num_steps: int) -> None:
         """Single steps, of which the history keeps what `_is_smooth` asks for."""
         if self._is_pending:
-            self._add_product(self.noise_RNF, self._correction_RNF)
-            self.noise_RNF.addcmul_(self._norm_sq_RN1, self._correction_RNF, value=-1)
+            self._add_late_product(self._correction_RNF)
             self._correction_RNF.zero_()
             self._is_pending = False
             del self._history[-1]
@@ -113,7 +114,10 @@ class LeapSolver(GramSolver):
         """Whether the shortest leap would have passed in place of the last single steps; true where nobody knows."""
         now_RN = self._present()
         before = self._history[: -self._shortest][-_POINTS:]
-        return len(before) < _POINTS or self._error(now_RN, _extrapolate(before, self._num_steps)) <= self._bound
+        return (
+            len(before) < _POINTS
+            or self._error(now_RN, _extrapolate(before, self._num_steps)) <= _AIM * self._tolerance
+        )
 
     def _present(self) -> Tensor:
         """The margins now, which the history keeps: (R, N)."""
@@ -139,8 +143,9 @@ class LeapSolver(GramSolver):
         error = self._error(margins_RN, expected_RN)
 
         # The error grows between linearly and with the cube of the length.
-        factor = min(max(0.9 * (self._bound / error) ** 0.5, 0.2), 2.0) if error > 0 else 2.0
-        if error <= 1.5 * self._bound:
+        factor = _CAUTION * (_AIM * self._tolerance / error) ** 0.5 if error > 0 else _LONGER
+        factor = min(max(factor, _SHORTER), _LONGER)
+        if error <= _KEPT * self._tolerance:
             self.noise_coefficients_RNF.add_(self._update_RNF).sub_(self._correction_RNF).add_(
                 self._next_correction_RNF
             )
@@ -168,9 +173,7 @@ class LeapSolver(GramSolver):
         self._where_active(predicted_RN, start_RNF, self._update_RNF)
         self._update_RNF.add_(self._correction_RNF)
         self.noise_RNF = self._spare_RNF.copy_(start_RNF)
-        self._add_product(self.noise_RNF, self._update_RNF)
-        self.noise_RNF.addcmul_(self._norm_sq_RN1, self._correction_RNF, value=-1)  # has acted already
-        self.signal_RF, self.signal_coefficients_RF = (part_RF.clone() for part_RF in signal)
+        self._add_late_product(self._update_RNF)
         self._learn_signal(predicted_RN, start_R2F > 0)
 
         change_RN = (num_steps - 1) / 2 * (self._residual(self.margins()) - residual_RN)
@@ -181,8 +184,13 @@ class LeapSolver(GramSolver):
 
         drift_R2F = (self._on_labels() - start_R2F) / num_steps
         active_R2F = active_steps(start_R2F, drift_R2F, torch.zeros_like(drift_R2F), num_steps) / num_steps
-        self.signal_RF, self.signal_coefficients_RF = (part_RF.clone() for part_RF in signal)
+        self.signal_RF, self.signal_coefficients_RF = signal
         self._learn_signal(total_RN, active_R2F)
+
+    def _add_late_product(self, update_RNF: Tensor) -> None:
+        """Add K times an update that has the last correction in it, on which the diagonal of K has acted already."""
+        self._add_product(self.noise_RNF, update_RNF)
+        self.noise_RNF.addcmul_(self._norm_sq_RN1, self._correction_RNF, value=-1)
 
     def _correct_flips(self, start_RNF: Tensor, residual_RN: Tensor, total_RN: Tensor, num_steps: int) -> None:
         """The corrections of entries whose sign has changed."""
@@ -206,10 +214,10 @@ def active_steps(start: Tensor, drift: Tensor, push: Tensor, num_steps: int) -> 
     """How many of the steps z <- z + drift + push 1[z > 0] find z above zero, from z = start, in any shape."""
     slope = drift + push
     until_below = torch.where(slope < 0, -torch.floor(start / slope), num_steps)
-    from_above = torch.where(drift > 0, num_steps - 1 + torch.ceil(start / drift), 0)
+    once_above = torch.where(drift > 0, num_steps - 1 + torch.ceil(start / drift), 0)
     # Pushed back whenever it rises: as often as it takes to carry the drift away.
     to_and_fro = -torch.floor((start + (num_steps - 1) * drift) / push)
-    steps = torch.where((drift > 0) & (slope < 0), to_and_fro, torch.where(start > 0, until_below, from_above))
+    steps = torch.where((drift > 0) & (slope < 0), to_and_fro, torch.where(start > 0, until_below, once_above))
     return steps.clamp(0, num_steps)
 
 

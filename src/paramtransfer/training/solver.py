@@ -171,8 +171,8 @@ class GramSolver:
         """The signal patch's part of an update, from the share of it that each filter is active on either label."""
         steps_R12 = (self._by_label_R2N @ residual_RN[..., None]).mT
         update_RF = self.sign_F * (steps_R12 @ active_R2F.to(steps_R12.dtype)).squeeze(1)
-        self.signal_coefficients_RF.add_(update_RF)
-        self.signal_RF.add_(self._signal_sq_R1 * update_RF)
+        self.signal_coefficients_RF = self.signal_coefficients_RF + update_RF
+        self.signal_RF = self.signal_RF + self._signal_sq_R1 * update_RF
 
     @torch.no_grad()
     def margins(self) -> Tensor:
