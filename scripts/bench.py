@@ -20,12 +20,14 @@ import itertools
 import os
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +50,7 @@ from paramtransfer.cli.compose import make_job
 from paramtransfer.dataset.signal_noise import Samples
 from paramtransfer.experiment.job import Job
 from paramtransfer.experiment.run import run
+from paramtransfer.metrics import TRAINING_SECONDS
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.stage import SIDES
 from paramtransfer.statistics import accuracy
@@ -316,12 +319,19 @@ def whole_phase(bench: Bench) -> Iterator[Line]:
 
 
 def full_scale(bench: Bench, name: str, *, minutes: int) -> Line:
-    """All jobs of an experiment, run to their end; the peer is the training alone."""
-    grid = grid_of(name, scale="full")[: 2 if bench.quick else None]
-    times = [bench.run(bench.job(*overrides)) for overrides in grid]
-    wall, training = sum(job.wall for job in times), sum(job.training for job in times)
+    """The command of an experiment, start and figure included, a job on each core; the peer is the training alone."""
+    scale = "small" if bench.quick else "full"
+    settings = [f"scale={scale}", "hydra/launcher=joblib", f"trainer={_TRAINER[bench.device]}"]
+    command = [sys.executable, str(_CONF.parent / "train.py"), f"experiment={name}", *settings]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    with tempfile.TemporaryDirectory() as folder:
+        wall = seconds(
+            partial(subprocess.run, command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
+        )
+        trained = temporary_store(f"{folder}/mlruns").runs(f"metrics.`{TRAINING_SECONDS}` > 0")
+        training = sum(run.metrics[TRAINING_SECONDS] for run in trained) / (os.cpu_count() or 1)
     return Line(
-        what=f"whole {name} full, {len(grid)} jobs / its training",
+        what=f"whole {name} {scale} / its training on all cores",
         ours=duration(wall),
         peer=duration(training),
         ratio=f"{wall / training:.2f} ×",
