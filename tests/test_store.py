@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +291,22 @@ def test_fingerprint_holds_the_code_that_trains(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
     trained = [set(json.loads(line)) for line in process.stdout.splitlines()]
     assert dict(zip(EDITS, trained, strict=True)) == {file: stages for file, (_, stages) in EDITS.items()}
+
+
+def test_libraries_are_part_of_it_by_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this package computes with, and what the user's modules import; those are kept, each under its own name."""
+    for package in ("first", "second"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "first" / "own.py").write_text("import yaml.nodes\nfrom second.own import Other\nclass Own: ...\n")
+    (tmp_path / "second" / "own.py").write_text("class Other: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    identity = identify({}, [import_module("first.own").Own])
+    assert identity.versions.items() >= {
+        ("pytorch-lightning", version("pytorch-lightning")),
+        ("PyYAML", version("PyYAML")),
+    }
+    assert identity.own_sources.keys() == {"first.py", "first.own.py", "second.py", "second.own.py"}
 
 
 def test_files_that_settings_name_are_part_of_it(tmp_path: Path) -> None:
