@@ -36,7 +36,7 @@ TINY = [
 ]
 IMAGES = [
     *("replicates=1", "task=class_split", "dataset=image_folder", "task.ratio=1", "task.batch_size=8"),
-    *("task.upstream.epochs=800", "task.downstream.epochs=800", "task.downstream.noise=100"),
+    *("task.upstream.epochs=400", "task.downstream.epochs=400", "task.downstream.noise=100"),
     *("model=network_pair", "model.upstream.name=test_resnet", "model.downstream.name=test_resnet"),
     *("+model.downstream.drop_rate=0.3", "optim=sgd", "optim.lr=0.01", "trainer=cpu", "trainer.progress=false"),
     "trainer.checkpoint_minutes=0.02",
