@@ -247,12 +247,22 @@ def kills(place: Place) -> str:
 
 
 def signals(place: Place) -> str:
-    """A job gets 100 SIGTERMs, each after a start of its own, at random moments: no run stays RUNNING."""
-    longest = 0.0
+    """A job gets 100 SIGTERMs, each after a start of its own, at random moments: no run stays RUNNING.
+
+    A third of the moments lie after the first point that is logged.
+    """
+    longest = until_logged = 0.0
     endless = ["task.upstream.steps=1000000", "task.curve_points=1000000"]
     for number in range(NUM_SIGNALS):
+        started = time.monotonic()
         process = place.start(more=[*endless, f"seed={number}"])
-        time.sleep(random.uniform(0.5, 15))
+        if number == 0:
+            while not place.rows("SELECT 1 FROM metrics LIMIT 1"):
+                _expect(process.poll(), None)
+                time.sleep(0.5)
+            until_logged = time.monotonic() - started
+        else:
+            time.sleep(random.uniform(0.5, 1.5 * until_logged))
         told = time.monotonic()
         process.send_signal(signal.SIGTERM)
         process.wait(120)
