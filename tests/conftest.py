@@ -31,6 +31,11 @@ TINY = [
 ]
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: many tests wait for servers, clusters and clocks."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # MLflow's own use of what SQLAlchemy 2.1 deprecates.
     config.addinivalue_line("filterwarnings", "ignore:The ``noload`` loader strategy is deprecated")
