@@ -70,7 +70,7 @@ def measured(rule: TransferRule, upstream: TwoLayerCNN, data: SyntheticTask) -> 
     noise_RNF = data.samples.labels_RN[..., None] * solver.sign_F * solver.noise_RNF
     means_RJD = model.filters.mean(dim=2)
     (points,) = data.test_dataloader()
-    is_unseen_RN = (points.noise_preactivations(model.filters.flatten(1, 2)) <= 0).all(dim=-1)
+    is_unseen_RN = (points.standard_noise @ points.noise_map(model.filters.flatten(1, 2)).mT <= 0).all(dim=-1)
     is_right_RN = margins(model, points) >= 0
     return {
         "length at the start": lengths_R,

@@ -1,7 +1,6 @@
 """Errors too small to count, against closed forms, quadrature and counting."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from paramtransfer.dataset.signal_noise import FreshSamples, SignalNoise
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
-from paramtransfer.training.full_batch import margins
+from paramtransfer.training.full_batch import Margins, margins
 from paramtransfer.training.tail_error import TailError, tail_error
 
 SIGNAL, SIGMA = 2.0, 0.5
@@ -30,7 +29,7 @@ def integral(filters_JMD: Tensor) -> TailError:
         sigma=torch.tensor(SIGMA),
     )
     model = TwoLayerCNN(filters_JMD[None])
-    return tail_error(partial(margins, model), points, [np.random.default_rng(0)])
+    return tail_error(Margins(model, points), points, [np.random.default_rng(0)])
 
 
 @pytest.mark.parametrize("deviations", [0.5, 3.0, 5.0, 7.0])
@@ -92,7 +91,7 @@ def test_replicates_of_a_trained_job_agree_with_counting() -> None:
     data, model, *_ = inherit(make_tasks(num_test=200_000), 0.5)
     train(model, data)
     points = next(iter(data.test_dataloader()))
-    estimate = tail_error(partial(margins, model), points, data.streams("tail"))
+    estimate = tail_error(Margins(model, points), points, data.streams("tail"))
     counted = 1 - accuracies(model, data)
     assert (counted[0] - counted[1]).abs() > 0.01
     assert estimate.error_R.numpy() == pytest.approx(counted.numpy(), abs=0.005)
@@ -105,7 +104,7 @@ def test_splitting_agrees_on_a_trained_network() -> None:
     data, model, *_ = inherit(tasks, 0.5, replicates=1)
     train(model, data)
     points = next(iter(data.test_dataloader()))
-    estimate = tail_error(partial(margins, model), points, data.streams("tail"))
+    estimate = tail_error(Margins(model, points), points, data.streams("tail"))
 
     rng = np.random.default_rng(0)
     by_splitting = (_split(model, points, 1.0, rng) + _split(model, points, -1.0, rng)) / 2

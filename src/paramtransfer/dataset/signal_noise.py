@@ -46,9 +46,14 @@ class Samples(NamedTuple):
         )
         return torch.stack(patches, dim=2)
 
-    def noise_preactivations(self, filters_RFD: Tensor) -> Tensor:
-        """<w, xi>: (R, N, F)."""
-        return self.noise_RND @ filters_RFD.mT
+    @property
+    def standard_noise(self) -> Tensor:
+        """What `noise_map` is applied to: (R, N, D)."""
+        return self.noise_RND
+
+    def noise_map(self, filters_RFD: Tensor) -> Tensor:
+        """From noise to <w, xi>: (R, F, D)."""
+        return filters_RFD
 
 
 class FreshSamples(NamedTuple):
@@ -66,10 +71,14 @@ class FreshSamples(NamedTuple):
     def to(self, where: torch.device | torch.dtype, non_blocking: bool = False) -> Self:
         return type(self)(*(tensor.to(where, non_blocking=non_blocking) for tensor in self))
 
-    def noise_preactivations(self, filters_RFD: Tensor) -> Tensor:
-        """<w, xi>: (R, N, F)."""
-        root_RFF = self.sigma * _root(_off(filters_RFD, self.directions_RSD))
-        return self.normals_RNF @ root_RFF.mT
+    @property
+    def standard_noise(self) -> Tensor:
+        """What `noise_map` is applied to: (R, N, F)."""
+        return self.normals_RNF
+
+    def noise_map(self, filters_RFD: Tensor) -> Tensor:
+        """From standard normals to <w, xi>: (R, F, F)."""
+        return self.sigma * _root(_off(filters_RFD, self.directions_RSD))
 
 
 class Draw(NamedTuple):

@@ -15,7 +15,7 @@ from paramtransfer.dataset.signal_noise import Samples
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 from paramtransfer.stage import Stage
 from paramtransfer.task.synthetic import SyntheticTask
-from paramtransfer.training.full_batch import FullBatchTraining, margins
+from paramtransfer.training.full_batch import FullBatchTraining, is_right, margins
 from paramtransfer.transfer.candidates import Account, Chosen, Comparison
 
 _SOFTNESS = 0.5  # of a hit, in standard deviations of the margins
@@ -106,9 +106,7 @@ def held_out_margins(
     is_held_BN = (fold_N == torch.arange(folds)[:, None]).repeat(num, 1)
     trained_B = all_B._replace(labels_RN=all_B.labels_RN * ~is_held_BN)
     solved = _trained(filters_CJMD.repeat_interleave(folds, dim=0), trained_B, module, steps, scale=folds / (folds - 1))
-    with torch.no_grad():
-        margins_BN = margins(solved, all_B)
-    return (margins_BN * is_held_BN).view(num, folds, -1).sum(dim=1)
+    return (margins(solved, all_B) * is_held_BN).view(num, folds, -1).sum(dim=1)
 
 
 def _repeated(samples: Samples, num: int) -> Samples:
@@ -135,8 +133,7 @@ def _test_accuracy(
     hits = []
     for points in data.test_dataloader():
         own = type(points)(*(t[replicate].expand(num, *t.shape[1:]) if t.dim() else t for t in points))
-        with torch.no_grad():
-            hits.append(margins(model, own) >= 0)
+        hits.append(is_right(margins(model, own)))
     return torch.cat(hits, dim=1).double().mean(dim=1)
 
 

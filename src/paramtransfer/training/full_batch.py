@@ -6,7 +6,6 @@ Shape letters: R replicates, N samples.
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,12 +29,31 @@ from paramtransfer.training.tail_error import tail_error
 MakeSolver = Callable[[TwoLayerCNN, Samples, float], Solver]
 
 
+class Margins:
+    """y f(W; x) of a model that stays as it is, over the points of one task."""
+
+    @torch.no_grad()
+    def __init__(self, model: TwoLayerCNN, points: FreshSamples | Samples) -> None:
+        filters_RFD = model.filters.flatten(1, 2)
+        signal_R1F = (filters_RFD @ points.signal_RD[..., None]).mT
+        self._on_positive_R1, self._on_negative_R1 = output(signal_R1F), output(-signal_R1F)
+        self._noise_map = points.noise_map(filters_RFD)
+
+    @torch.no_grad()
+    def __call__(self, points: FreshSamples | Samples) -> Tensor:
+        """Of these points: (R, N)."""
+        on_signal_RN = torch.where(points.labels_RN > 0, self._on_positive_R1, self._on_negative_R1)
+        return points.labels_RN * (on_signal_RN + output(points.standard_noise @ self._noise_map.mT))
+
+
 def margins(model: TwoLayerCNN, points: FreshSamples | Samples) -> Tensor:
     """y f(W; x): (R, N)."""
-    filters_RFD = model.filters.flatten(1, 2)
-    signal_R1F = (filters_RFD @ points.signal_RD[..., None]).mT
-    on_signal_RN = torch.where(points.labels_RN > 0, output(signal_R1F), output(-signal_R1F))
-    return points.labels_RN * (on_signal_RN + output(points.noise_preactivations(filters_RFD)))
+    return Margins(model, points)(points)
+
+
+def is_right(margins_RN: Tensor) -> Tensor:
+    """Not an error as Section 3 counts it, y f(W; x) < 0: (R, N) of bool."""
+    return margins_RN >= 0
 
 
 class FullBatchTraining(StageModule):
@@ -98,7 +116,7 @@ class FullBatchTraining(StageModule):
                 f"training diverged: the loss is {loss} after {self._num_steps} steps with optim.lr={self._optim.lr:g}"
             )
         self._solver.write()
-        accuracy = self._is_right(batch.test_points).float().mean().item()
+        accuracy = is_right(margins(self.model, batch.test_points)).float().mean().item()
         self.metrics = {TRAINING_SECONDS: self.metrics.get(TRAINING_SECONDS, 0.0) + seconds}
         if isinstance(self._solver, Measured):
             self.metrics |= self._solver.metrics()
@@ -135,19 +153,16 @@ class FullBatchTraining(StageModule):
         self._hits = []
 
     def test_step(self, batch: FreshSamples | Samples, batch_idx: int) -> None:
-        self._hits.append(self._is_right(batch).cpu())
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if batch_idx == 0 and data.tail_error:
-            assert isinstance(batch, FreshSamples)
-            self.metrics |= tail_error(partial(margins, self.model), batch, data.streams("tail")).metrics()
+        if batch_idx == 0:
+            self._margins = Margins(self.model, batch)
+            if data.tail_error:
+                assert isinstance(batch, FreshSamples)
+                self.metrics |= tail_error(self._margins, batch, data.streams("tail")).metrics()
+        self._hits.append(is_right(self._margins(batch)).cpu())
 
     def on_test_end(self) -> None:
         self.hits = torch.cat(self._hits, dim=1)
-
-    @torch.no_grad()
-    def _is_right(self, points: FreshSamples | Samples) -> Tensor:
-        """Not an error as Section 3 counts it, y f(W; x) < 0: (R, N)."""
-        return margins(self.model, points) >= 0
 
 
 class FullBatchDescent:

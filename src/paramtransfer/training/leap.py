@@ -42,7 +42,7 @@ class LeapSolver(GramSolver):
     def __init__(self, model: TwoLayerCNN, samples: Samples, lr: float, *, tolerance: float) -> None:
         super().__init__(model, samples, lr)
         self._tolerance = tolerance
-        self._norm_sq_RN1 = samples.noise_RND.square().sum(-1, keepdim=True)
+        self._norm_sq_RN1 = torch.linalg.vector_norm(samples.noise_RND, dim=-1, keepdim=True).square()
         # What the last leap corrected in its update: until the next one, K has acted on it through its diagonal alone.
         self._correction_RNF = torch.zeros_like(self.noise_RNF)
         self._is_pending = False

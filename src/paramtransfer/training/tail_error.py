@@ -22,7 +22,8 @@ from paramtransfer.metrics import ERROR, ERROR_SAMPLING, LOG_ERROR, sem_of
 
 _PILOT = 2**13
 _POINTS = 2**12
-_ROUNDS = 16
+_ROUNDS = (4, 16)  # at least, at most
+_ENOUGH = 0.01  # relative standard error of a label's error at which no further round is drawn
 _ELITE = 0.1
 _LEVELS = 40  # more than any error above 1e-40 takes
 
@@ -90,6 +91,11 @@ def _of_label(
         mean_R1F = elite_RN[:, None] @ normals_RNF
         if not level_R1.any():
             break
-    draws = [draw(_POINTS)[1:] for _ in range(_ROUNDS)]
-    values_RN = torch.cat([(margins_RN < 0) * log_weights_RN.exp() for margins_RN, log_weights_RN in draws], dim=1)
-    return values_RN.mean(1), values_RN.var(1) / values_RN.shape[1]
+    values_RN = log_weights_RN.new_empty((R, 0))
+    for num_rounds in range(1, _ROUNDS[1] + 1):
+        _, margins_RN, log_weights_RN = draw(_POINTS)
+        values_RN = torch.cat([values_RN, (margins_RN < 0) * log_weights_RN.exp()], dim=1)
+        error_R, variance_R = values_RN.mean(1), values_RN.var(1) / values_RN.shape[1]
+        if num_rounds >= _ROUNDS[0] and (variance_R.sqrt() < _ENOUGH * error_R).all():
+            break
+    return error_R, variance_R
