@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -43,11 +44,12 @@ def sweep_configs(config: DictConfig, jobs: Sequence[Sequence[str]]) -> Iterator
     """
 
     loader = GlobalHydra.instance().config_loader()
+    is_group = cache(lambda key: bool(loader.get_group_options(key)))
     same = set(jobs[0]).intersection(*jobs)
     first = None
     for job in jobs:
         changes = OverridesParser.create().parse_overrides([text for text in job if text not in same])
-        if first is None or any(loader.get_group_options(change.key_or_group) for change in changes):
+        if first is None or any(is_group(change.key_or_group) for change in changes):
             composed = loader.load_sweep_config(config, list(job))
             own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
             first = first or own

@@ -17,9 +17,16 @@ NUM_SIGNALS = 3  # u, v_1, v_2
 
 
 class Coordinates(ABC):
-    """The picture of R^d that one stage uses."""
+    """The picture of R^d that one stage uses; equal to another that draws the same."""
 
     dim: int
+    num_vectors: int
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
 
     @abstractmethod
     def frame(self, rng: np.random.Generator) -> Tensor:

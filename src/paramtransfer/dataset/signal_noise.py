@@ -22,7 +22,7 @@ from paramtransfer.stage import SIDES, Side, Stage
 
 _OWN_SIGNAL: dict[Side, int] = {"upstream": 1, "downstream": 2}  # u is 0
 _TEST_NUMBERS = 2**23  # drawn at once for testing: bounds memory, never changes a draw
-_KEPT_NUMBERS = 2**26  # normals of test points that are kept for the next stage that asks for the same
+_KEPT_NUMBERS = 2**26  # normals that are kept for the next stage that asks for the same
 
 
 class Samples(NamedTuple):
@@ -174,34 +174,36 @@ class SignalNoise:
         self, side: Side, coordinates: Coordinates, *, num_samples: int, noise: float, seed: int, replicates: int
     ) -> Draw:
         """Training samples and standard normal filters of one side."""
-        return _stack(
-            [
-                self._draw_one(side, coordinates, num_samples=num_samples, noise=noise, seed=seed, replicate=r)
-                for r in range(replicates)
-            ]
-        )
-
-    def _draw_one(
-        self, side: Side, coordinates: Coordinates, *, num_samples: int, noise: float, seed: int, replicate: int
-    ) -> Draw:
-        frame_SD = coordinates.frame(stream("signals", seed=seed, replicate=replicate))[[0, _OWN_SIGNAL[side]]]
+        noise_RND, initial_RFD = self._vectors(side, coordinates, num_samples, seed, replicates)
+        rngs = [stream("signals", seed=seed, replicate=r) for r in range(replicates)]
+        frame_RSD = torch.stack([coordinates.frame(rng)[[0, _OWN_SIGNAL[side]]] for rng in rngs])
         norms_S = torch.tensor([self.u_norm, self.v_norm[side]], dtype=torch.float32)
-        directions_SD = frame_SD * (norms_S > 0)[:, None]
+        directions_RSD = frame_RSD * (norms_S > 0)[:, None]
 
-        rng = stream(f"{side} vectors", seed=seed, replicate=replicate)
-        vectors_VD = coordinates.vectors(rng)
-        noise_ND, initial_FD = vectors_VD[:num_samples], vectors_VD[num_samples:]
-        if not self.is_gaussian:
-            noise_ND = torch.from_numpy(self.standard_noise((num_samples, coordinates.dim), rng)).float()
-
-        rng = stream(f"{side} labels", seed=seed, replicate=replicate)
+        rngs = [stream(f"{side} labels", seed=seed, replicate=r) for r in range(replicates)]
         samples = Samples(
-            labels_RN=_signs(rng, num_samples),
-            signal_RD=norms_S @ frame_SD,
-            noise_RND=self.sigma(noise) * _off(noise_ND, directions_SD),
-            signal_first_RN=torch.from_numpy(rng.random(num_samples) < 0.5),
+            labels_RN=torch.stack([_signs(rng, num_samples) for rng in rngs]),
+            signal_RD=norms_S @ frame_RSD,
+            noise_RND=_off(noise_RND, directions_RSD).mul_(self.sigma(noise)),
+            signal_first_RN=torch.from_numpy(np.stack([rng.random(num_samples) < 0.5 for rng in rngs])),
         )
-        return Draw(samples, initial_FD, directions_SD)
+        return Draw(samples, initial_RFD, directions_RSD)
+
+    def _vectors(
+        self, side: Side, coordinates: Coordinates, num_samples: int, seed: int, replicates: int
+    ) -> tuple[Tensor, Tensor]:
+        """Noise before projection and scaling (R, N, D), and standard normal filters (R, F, D)."""
+        if self.is_gaussian:
+            size = replicates * coordinates.num_vectors * coordinates.dim
+            draw_vectors = _kept_vectors if size <= _KEPT_NUMBERS else _fresh_vectors
+            vectors_RVD = draw_vectors(f"{side} vectors", coordinates, seed, replicates)
+            return vectors_RVD[:, :num_samples], vectors_RVD[:, num_samples:]
+        noises, filters = [], []
+        for r in range(replicates):
+            rng = stream(f"{side} vectors", seed=seed, replicate=r)
+            filters.append(coordinates.vectors(rng)[num_samples:])
+            noises.append(torch.from_numpy(self.standard_noise((num_samples, coordinates.dim), rng)).float())
+        return torch.stack(noises), torch.stack(filters)
 
     def test_chunk(self, replicates: int) -> int:
         """Test samples drawn at once."""
@@ -228,6 +230,17 @@ class SignalNoise:
                 yield Samples(
                     labels_RN, draw.samples.signal_RD, noise_RND, torch.ones_like(labels_RN, dtype=torch.bool)
                 )
+
+
+def _fresh_vectors(name: str, coordinates: Coordinates, seed: int, replicates: int) -> Tensor:
+    """All standard normal vectors of a stage, (R, V, D): one stream for each replicate.
+
+    They do not depend on the signals: a sweep over these asks for the same ones at every stage.
+    """
+    return torch.stack([coordinates.vectors(stream(name, seed=seed, replicate=r)) for r in range(replicates)])
+
+
+_kept_vectors = lru_cache(maxsize=2)(_fresh_vectors)  # of both sides
 
 
 def _normals(name: str, seed: int, shape: tuple[int, int, int], chunk: int) -> Iterator[Tensor]:
@@ -265,9 +278,9 @@ def _signs(rng: np.random.Generator, num: int) -> Tensor:
     return torch.from_numpy(2.0 * rng.integers(0, 2, num) - 1).float()
 
 
-def _off(vectors: Tensor, directions: Tensor) -> Tensor:
-    """Vectors (..., V, D) less their components along orthogonal unit (or zero) vectors (..., S, D)."""
-    return vectors - (vectors @ directions.mT) @ directions
+def _off(vectors_RVD: Tensor, directions_RSD: Tensor) -> Tensor:
+    """Vectors less their components along orthogonal unit (or zero) vectors: (R, V, D)."""
+    return torch.baddbmm(vectors_RVD, vectors_RVD @ directions_RSD.mT, directions_RSD, alpha=-1)
 
 
 def _root(filters_RFD: Tensor) -> Tensor:
@@ -280,12 +293,3 @@ def _root(filters_RFD: Tensor) -> Tensor:
     gram_RFF.diagonal(dim1=-2, dim2=-1).add_(breath[..., None])
     root: Tensor = torch.linalg.cholesky(gram_RFF)
     return root.to(filters_RFD.dtype)
-
-
-def _stack(draws: list[Draw]) -> Draw:
-    samples = Samples(*(torch.stack(tensors) for tensors in zip(*(draw.samples for draw in draws), strict=True)))
-    return Draw(
-        samples,
-        torch.stack([draw.initial_RFD for draw in draws]),
-        torch.stack([draw.directions_RSD for draw in draws]),
-    )

@@ -143,11 +143,11 @@ def _versions(own: Mapping[str, Path]) -> dict[str, str]:
     names = {*_VERSIONS, *(name for module in imported - {_PACKAGE} for name in installed.get(module, ()))}
     return {
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        **{name: version(name) for name in sorted(names)},
+        **{name: _version(name) for name in sorted(names)},
     }
 
 
-_distributions = cache(packages_distributions)
+_version, _distributions = cache(version), cache(packages_distributions)
 
 
 def _collect(name: str, files: dict[str, Path]) -> None:

@@ -20,10 +20,9 @@ from torch import Tensor
 from paramtransfer.dataset.signal_noise import FreshSamples
 from paramtransfer.metrics import ERROR, ERROR_SAMPLING, LOG_ERROR, sem_of
 
-_PILOT = 2**13
-_POINTS = 2**12
+_POINTS = 2**12  # drawn at once
 _ROUNDS = (4, 16)  # at least, at most
-_ENOUGH = 0.01  # relative standard error of a label's error at which no further round is drawn
+_ENOUGH = 0.03  # relative standard error of a label's error at which no further round is drawn
 _ELITE = 0.1
 _LEVELS = 40  # more than any error above 1e-40 takes
 
@@ -76,16 +75,16 @@ def _of_label(
     R, F = len(rngs), points.normals_RNF.shape[-1]
     mean_R1F = points.normals_RNF.new_zeros((R, 1, F))
 
-    def draw(num: int) -> tuple[Tensor, Tensor, Tensor]:
+    def draw() -> tuple[Tensor, Tensor, Tensor]:
         """Shifted points, their margins and the logarithms of their weights."""
-        drawn = np.stack([rng.standard_normal((num, F), dtype=np.float32) for rng in rngs])
+        drawn = np.stack([rng.standard_normal((_POINTS, F), dtype=np.float32) for rng in rngs])
         normals_RNF = mean_R1F + torch.from_numpy(drawn).to(mean_R1F)
-        shifted = points._replace(labels_RN=normals_RNF.new_full((R, num), label), normals_RNF=normals_RNF)
+        shifted = points._replace(labels_RN=normals_RNF.new_full((R, _POINTS), label), normals_RNF=normals_RNF)
         log_weights_RN = (mean_R1F * (mean_R1F / 2 - normals_RNF)).double().sum(-1)
         return normals_RNF, margins(shifted), log_weights_RN
 
     for _ in range(_LEVELS):
-        normals_RNF, margins_RN, log_weights_RN = draw(_PILOT)
+        normals_RNF, margins_RN, log_weights_RN = draw()
         level_R1 = margins_RN.quantile(_ELITE, dim=1, keepdim=True).clamp(min=0)
         elite_RN = torch.where(margins_RN <= level_R1, log_weights_RN, -math.inf).softmax(1).to(normals_RNF)
         mean_R1F = elite_RN[:, None] @ normals_RNF
@@ -93,7 +92,7 @@ def _of_label(
             break
     values_RN = log_weights_RN.new_empty((R, 0))
     for num_rounds in range(1, _ROUNDS[1] + 1):
-        _, margins_RN, log_weights_RN = draw(_POINTS)
+        _, margins_RN, log_weights_RN = draw()
         values_RN = torch.cat([values_RN, (margins_RN < 0) * log_weights_RN.exp()], dim=1)
         error_R, variance_R = values_RN.mean(1), values_RN.var(1) / values_RN.shape[1]
         if num_rounds >= _ROUNDS[0] and (variance_R.sqrt() < _ENOUGH * error_R).all():
