@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 from paramtransfer.dataset.signal_noise import Samples
 from paramtransfer.model.two_layer_cnn import TwoLayerCNN
 
+_BLOCK = 256  # rows of a Gram matrix computed at once
 _GRAM_STATE = (
     "_start_RFD",
     "noise_RNF",
@@ -80,6 +81,17 @@ class AutogradSolver:
         """The model's filters are all that there is."""
 
 
+def inner_products(vectors_RND: Tensor) -> Tensor:
+    """All inner products, (R, N, N): those above the diagonal, a third or more of the work, are copied from below."""
+    R, N, _ = vectors_RND.shape
+    gram_RNN = vectors_RND.new_empty((R, N, N))
+    for start in range(0, N, _BLOCK):
+        end = start + _BLOCK
+        gram_RNN[:, start:end, :end] = vectors_RND[:, start:end] @ vectors_RND[:, :end].mT
+        gram_RNN[:, :start, start:end] = gram_RNN[:, start:end, :start].mT
+    return gram_RNN
+
+
 class GramSolver:
     """The same steps on inner products alone, exact up to rounding.
 
@@ -110,7 +122,7 @@ class GramSolver:
         self.noise_coefficients_RNF = torch.zeros_like(self.noise_RNF)
         self.signal_coefficients_RF = torch.zeros_like(self.signal_RF)
 
-        self._gram_RNN = noise_RND @ noise_RND.mT if num_samples <= 2 * dim else None
+        self._gram_RNN = inner_products(noise_RND) if num_samples <= 2 * dim else None
         self._signal_sq_R1 = samples.signal_RD.square().sum(-1, keepdim=True)
         ones_M = filters_RFD.new_ones(num_filters)
         self.sign_F = torch.cat([ones_M, -ones_M])
