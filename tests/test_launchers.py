@@ -99,14 +99,14 @@ def _numbers(runs: dict[str, list[Any]]) -> dict[str, int]:
     return {stage: len(runs[stage]) for stage in runs}
 
 
-def test_twelve_slurm_jobs(
+def test_six_slurm_jobs(
     slurm: dict[str, str], own_model: Path, tmp_path: Path, start: Fixture, runs_of: Fixture
 ) -> None:
-    """Twelve jobs share one upstream and baseline; one is killed, one refused: the others go on, the table is right.
+    """Six jobs share one upstream and baseline; one is killed, one refused: the others go on, the table is right.
 
     The launcher gives up as soon as it sees the killed one; the sweep waits for the rest.
     """
-    alphas = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 2]
+    alphas = [0, 0.25, 0.5, 0.75, 1, 2]
     command = ["--config-dir", str(own_model), "-m", f"alpha={','.join(map(str, alphas))}", "model=own"]
     command += [
         "solver=gram",
@@ -139,13 +139,13 @@ def test_twelve_slurm_jobs(
     for stage in ("upstream", "baseline"):
         # The killed job may have been the one that trained it.
         assert [run.info.status for run in runs[stage]] in (["FINISHED"], ["KILLED", "FINISHED"])
-    assert [run.info.status for run in runs["downstream"]].count("FINISHED") == len(runs["downstream"]) - 1 == 10
+    assert [run.info.status for run in runs["downstream"]].count("FINISHED") == len(runs["downstream"]) - 1 == 4
     sweep, jobs, table = _sweep(runs)
     assert sweep.info.status == "FAILED"
     assert [job["overrides"]["alpha"] for job in jobs] == alphas
     killed, *others, refused = [job["error"] for job in jobs]
     assert "died" in killed
-    assert others == [None] * 10
+    assert others == [None] * 4
     assert refused == "alpha=2: must be a number from 0 to 1"
     assert table["alpha"].tolist() == alphas[1:-1]
     assert (Path(urlsplit(sweep.info.artifact_uri).path) / "figure.png").exists()
