@@ -74,13 +74,16 @@ def _of_label(
     """Error and variance of its estimate: (R,) each."""
     R, F = len(rngs), points.normals_RNF.shape[-1]
     mean_R1F = points.normals_RNF.new_zeros((R, 1, F))
+    drawn_RNF = torch.empty((R, _POINTS, F))
+    generators = [torch.Generator().manual_seed(int(rng.integers(2**63))) for rng in rngs]  # thrice as fast as NumPy's
 
     def draw() -> tuple[Tensor, Tensor, Tensor]:
         """Shifted points, their margins and the logarithms of their weights."""
-        drawn = np.stack([rng.standard_normal((_POINTS, F), dtype=np.float32) for rng in rngs])
-        normals_RNF = mean_R1F + torch.from_numpy(drawn).to(mean_R1F)
+        for drawn_NF, generator in zip(drawn_RNF, generators, strict=True):
+            drawn_NF.normal_(generator=generator)
+        normals_RNF = mean_R1F + drawn_RNF.to(mean_R1F)
         shifted = points._replace(labels_RN=normals_RNF.new_full((R, _POINTS), label), normals_RNF=normals_RNF)
-        log_weights_RN = (mean_R1F * (mean_R1F / 2 - normals_RNF)).double().sum(-1)
+        log_weights_RN = (mean_R1F.square().sum(-1) / 2 - (normals_RNF @ mean_R1F.mT).squeeze(-1)).double()
         return normals_RNF, margins(shifted), log_weights_RN
 
     for _ in range(_LEVELS):
