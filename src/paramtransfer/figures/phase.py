@@ -26,7 +26,7 @@ from paramtransfer.metrics import (
 from paramtransfer.statistics import Estimate, t_interval
 
 _ERROR = 0.1  # what Theorem 4.2 says the error stays above where d is too large
-_LINES = (":", "--", "-.", "-", (0, (4, 1, 1, 1, 1, 1)))
+_LINES = ((0, (1, 4)), ":", "--", "-.", "-")
 _NAN = Estimate(np.nan, np.nan)
 
 
