@@ -59,6 +59,20 @@ def test_replicates_are_independent_and_do_not_depend_on_their_number() -> None:
     assert not torch.equal(two.initial_RFD[0], two.initial_RFD[1])
 
 
+@pytest.mark.parametrize("coordinates", ["ambient", "reduced"])
+def test_a_stage_changes_no_later_draw(coordinates: str) -> None:
+    """Vectors are kept for the next stage of their size: a training leaves them, and so do other signals."""
+    signal_noise._kept_vectors.cache_clear()
+    data, model = fresh(make_tasks(coordinates=coordinates), "downstream")
+    before = [tensor.clone() for tensor in (*samples_of(data), data.initial_RFD)]
+    train(model, data)
+    train(*reversed(fresh(make_tasks(coordinates=coordinates, u_norm=0), "downstream")))
+    again, _ = fresh(make_tasks(coordinates=coordinates), "downstream")
+    assert signal_noise._kept_vectors.cache_info().hits == 2
+    for a, b in zip(before, (*samples_of(again), again.initial_RFD), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_baseline_does_not_depend_on_task_1_nor_upstream_on_task_2() -> None:
     """What the fingerprints leave out changes no draw."""
     base = make_tasks(dim=90)
