@@ -36,11 +36,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return (os.cpu_count() or 1) + 1
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that waits longest comes first: it is done when the others are."""
-    items.sort(key=lambda item: item.path.stem != "test_launchers")
-
-
 def pytest_configure(config: pytest.Config) -> None:
     # MLflow's own use of what SQLAlchemy 2.1 deprecates.
     config.addinivalue_line("filterwarnings", "ignore:The ``noload`` loader strategy is deprecated")
@@ -97,7 +92,7 @@ def _heed_interrupts() -> None:
 def train(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """The same, waiting for its end."""
 
-    def train(*arguments: Any, timeout: float = 120, **options: Any) -> "subprocess.CompletedProcess[str]":
+    def train(*arguments: Any, timeout: float = 300, **options: Any) -> "subprocess.CompletedProcess[str]":
         with start(*arguments, **options) as process:
             try:
                 stdout, stderr = process.communicate(timeout=timeout)
